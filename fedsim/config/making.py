@@ -22,7 +22,7 @@ from fedsim.options import as_toml
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.factor_checks import check_factors
 from fedsim.strategy.forgotten import check_stateless
-from fedsim.training import LocalSettings
+from fedsim.training import LocalPlan, LocalSettings
 from fedsim.training.parameter_groups import scales
 from fedsim.training.tasks import OPTIMIZERS
 from partitions import Partition, Split
@@ -136,7 +136,13 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
                 f"{where}: shared({server_round}) returns {group!r}; it must be a group of the model's layers, as "
                 f"self.layers.group('body') gives; layers are: {', '.join(strategy.layers.names)}"
             )
-        for phase in strategy.local_plan(server_round).phases:
+        plan = strategy.local_plan(server_round)
+        if not isinstance(plan, LocalPlan):
+            raise ConfigError(
+                f"{where}: local_plan({server_round}) returns a {type(plan).__name__}; it must be a LocalPlan, such as "
+                "LocalPlan((Phase('head'), Phase('body')))"
+            )
+        for phase in plan.phases:
             _check_phase(strategy, phase, f"{where}, round {server_round}")
     try:
         check_factors(strategy, rounds, own=config.model.initial == "own")

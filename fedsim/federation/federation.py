@@ -30,7 +30,7 @@ from fedsim.models.purity import is_by_example, keeps_something
 from fedsim.models.ranks import cut_to_rank
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
-from fedsim.training import ClientRule, Finished, Local
+from fedsim.training import ClientRule, Finished, Local, checked
 from fedsim.training.evaluation import Criterion, Evaluation, criterion_of
 from fedsim.training.losses import Loss
 from fedsim.training.metrics import LOSS, MAIN
@@ -191,12 +191,12 @@ class Federation:
     def start_of(self, local: Local) -> Local:
         """Return a client as its rule starts it, which may draw from the global streams if it is the user's own."""
         self._seed_rule("start", local)
-        return self.client_rule.start(local)
+        return checked.start_of(self.client_rule, local)
 
     def finish_of(self, local: Local, started: Local) -> Finished:
         """Return what a client's rule makes of it after training, as `start_of`."""
         self._seed_rule("finish", local)
-        return self.client_rule.finish(local, started)
+        return checked.finish_of(self.client_rule, local, started, self.initial)
 
     def _seed_rule(self, hook: str, local: Local) -> None:
         if self._has_custom_method:

@@ -98,8 +98,20 @@ class Layers:
         return self._of_key.get(key)
 
     def keys(self, group: Iterable[str], *, buffers: bool = True) -> tuple[str, ...]:
-        """Return the state-dict keys of what travels of layers: parameters, with or without running statistics."""
-        chosen = (self._layers[name] for name in group)
+        """Return the state-dict keys of what travels of layers: parameters, with or without running statistics.
+
+        Raises
+        ------
+        KeyError
+            If there is no such layer.
+        """
+        names = tuple(group)
+        if isinstance(group, str) or not self._layers.keys() >= set(names):
+            raise KeyError(
+                f"{group!r} is no group of layers; give one, such as layers.group('body'), or names among: "
+                f"{', '.join(self._layers)}"
+            )
+        chosen = [self._layers[name] for name in names]
         return tuple(key for layer in chosen for key in (layer.keys if buffers else layer.parameters))
 
     def group(self, expression: str) -> LayerGroup:

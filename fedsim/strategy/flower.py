@@ -23,7 +23,7 @@ from fedsim.strategy.messages import Instructions, TensorArray
 from fedsim.strategy.participants import draw_evaluated, draw_unseen
 from fedsim.strategy.probes import without_probe
 from fedsim.strategy.replies import read_update, weighted_metrics
-from fedsim.strategy.updates import Received, unlike_others
+from fedsim.strategy.updates import Received, check_part, check_sets, unlike_others
 from fedsim.training import Sets
 
 NODE_POLL_SECONDS = 0.5
@@ -152,7 +152,7 @@ class Strategy(Hooks, FlowerStrategy):
             down = records.as_global(self._down(server_round, client))
             if own := {key: value for key, value in down.items() if value is not self.global_model.get(key)}:
                 self._own[client] = own
-            content = {messages.ARRAYS: records.of(down)} | records.sets(self.sets_for(server_round, client))
+            content = {messages.ARRAYS: records.of(down)} | records.sets(self._sets(server_round, client))
             sent.append(_message(nodes[client], MessageType.TRAIN, content, settings[group]))
         return sent
 
@@ -185,7 +185,7 @@ class Strategy(Hooks, FlowerStrategy):
             taken = records.as_global(self._down(server_round + 1, client))
             rest = {key: value for key, value in self.global_model.items() if taken.get(key) is not value}
             content = {messages.ARRAYS: records.of(taken), messages.GLOBAL: records.of(rest)}
-            content |= records.sets(self.sets_for(server_round + 1, client))
+            content |= records.sets(self._sets(server_round + 1, client))
             chosen = settings_unseen if client in unseen else settings
             evaluations.append(_message(nodes[client], MessageType.EVALUATE, content, chosen))
         return evaluations
@@ -220,8 +220,13 @@ class Strategy(Hooks, FlowerStrategy):
 
     def _down(self, server_round: int, client: int) -> Params:
         own = self.for_client(server_round, client)
+        if type(self).for_client is not Hooks.for_client:
+            own = check_part(own, self.global_model, f"{type(self).__name__}.for_client")
         first = self.send_initial and self.exchange.last_round_of(client) == 0
         return self.global_model | own if first else own
+
+    def _sets(self, server_round: int, client: int) -> Sets:
+        return check_sets(self.sets_for(server_round, client), messages.RESERVED, f"{type(self).__name__}.sets_for")
 
 
 class _Records:

@@ -1,7 +1,7 @@
 """What clients send up in a round, and what a method makes of it, checked."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from fedsim.errors import DivergedError, RunError
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, is_finite
 from fedsim.models.tensors import name_type
+from fedsim.training.checked import not_tensors
 
 SQUARES_OVERFLOW = 1e15  # norm from which squares of single values may soon leave the range of float32
 
@@ -179,13 +180,32 @@ def check_average(averaged: object, model: Params, where: str) -> Params:
     RunError
         If it is not a dict of finite tensors with keys and shapes of the model.
     """
-    if not isinstance(averaged, dict):
-        raise RunError(f"{where} returns a {type(averaged).__name__}; it must be a dict of entries of the model")
-    for key, value in averaged.items():
+    part = check_part(averaged, model, where)
+    for key, value in part.items():
+        if not is_finite({key: value}):
+            raise DivergedError(f"{where} returns {key!r} with values that are not finite")
+    return part
+
+
+def check_part(part: object, model: Params, where: str) -> Params:
+    """Check entries of a model as `check_average`, which may not be finite."""
+    if not isinstance(part, Mapping):
+        raise RunError(f"{where} returns a {type(part).__name__}; it must be a dict of entries of the model")
+    for key, value in part.items():
         if key not in model:
             raise RunError(f"{where} returns {key!r}, which is no entry of the model: {', '.join(model)}")
         if not isinstance(value, torch.Tensor) or value.shape != model[key].shape:
             raise RunError(f"{where} returns {key!r} that is not a tensor of shape {tuple(model[key].shape)}")
-        if not is_finite({key: value}):
-            raise DivergedError(f"{where} returns {key!r} with values that are not finite")
-    return {key: value.to(model[key].dtype) for key, value in averaged.items()}
+    return {key: value.to(model[key].dtype) for key, value in part.items()}
+
+
+def check_sets(sets: object, taken: Collection[str], where: str) -> Mapping[str, Params]:
+    """Check named parameter sets for a client, none of which may have a name that is taken."""
+    if not isinstance(sets, Mapping):
+        raise RunError(f"{where} returns a {type(sets).__name__}; it must be a dict of parameter sets by name")
+    for name, entries in sets.items():
+        if name in taken:
+            raise RunError(f"{where} returns a set {name!r}, which messages use already; give it another name")
+        if wrong := not_tensors(entries):
+            raise RunError(f"{where} returns {wrong} as the set {name!r}; it must be a dict of tensors by key")
+    return sets

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.models.norms import StatisticsNorm
 from fedsim.models.params import Params
+from fedsim.training import checked
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member, cut_batches
 from fedsim.training.context import Network, Step
@@ -155,7 +156,7 @@ class _Stack:
         loss_of = self._losses
         if ruled.has_loss or ruled.has_gradient:
             self._before = Passes()
-            loss_of = partial(self._over_members, lambda step, _: ruled.rule.loss(step), position)
+            loss_of = partial(self._over_members, lambda step, _: checked.loss_of(ruled.rule, step), position)
         self._calls = [0] * len(self.dropouts)
         losses = self._by_size(members, batch, loss_of)
         losses.sum().backward()
@@ -165,7 +166,7 @@ class _Stack:
             # As alone, masks of the gradient's hook are those that come after the loss's.
             self._calls = [module.calls for module in self.dropouts.values()]
             with torch.no_grad():
-                hook = partial(self._over_members, ruled.rule.gradient, position)
+                hook = partial(self._over_members, partial(checked.gradient_of, ruled.rule), position)
                 changed = self._by_size(replace(members, gradients=found), batch, hook)
             for name, gradient in changed.items():
                 self._leaves[name].grad = gradient

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.models.params import Params, dense, flat_copy, load_state_, state_of
+from fedsim.training import checked
 from fedsim.training.augmentation import Augmentation
 from fedsim.training.batches import Batch, Batches, Member
 from fedsim.training.context import Network, Step
@@ -139,7 +140,7 @@ class _Single:
             loss.backward()
             return loss.detach()
         step = self._step(batch, position)
-        loss = self._ruled.rule.loss(step)
+        loss = checked.loss_of(self._ruled.rule, step)
         loss.backward()
         if self._ruled.has_gradient:
             self._change_gradients(step)
@@ -169,5 +170,5 @@ class _Single:
         leaves = {name: leaf for name, leaf in every.items() if leaf.requires_grad}
         with torch.no_grad():
             found = dense({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None})
-            for name, gradient in self._ruled.rule.gradient(step, found).items():
+            for name, gradient in checked.gradient_of(self._ruled.rule, step, found).items():
                 leaves[name].grad = gradient

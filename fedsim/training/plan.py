@@ -1,6 +1,6 @@
 """A client's training in one round: its phases, and what it reports."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedsim.models.params import Params
@@ -63,9 +63,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """A client's training in one round: phases, one after the other."""
+    """A client's training in one round: phases, one after the other.
+
+    Raises
+    ------
+    ValueError
+        If the phases are something else.
+    """
 
     phases: tuple[Phase, ...] = (Phase(),)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.phases, Sequence) or not all(isinstance(phase, Phase) for phase in self.phases):
+            raise ValueError(f"phases = {self.phases!r} must be a tuple of phases, as in LocalPlan((Phase('head'),))")
 
 
 @dataclass

@@ -47,6 +47,7 @@ from fedsim.training import (
     train_,
     train_cohort,
 )
+from fedsim.training.checked import personalised_of
 from fedsim.training.schedule import RoundOf
 from fedsim.training.settings import LocalSettings
 from fedsim.training.targets import number_of_targets
@@ -199,7 +200,8 @@ def _train(federation: Federation, requests: Sequence[Request]) -> list[Measurab
 
 def _measure_trained(federation: Federation, ended: Sequence[tuple[Local, RecordDict]]) -> None:
     """Add to each client's reply what its own model achieves right after training."""
-    own = [federation.client_rule.personalised(local) for local, _ in ended]
+    rule, entries = federation.client_rule, federation.initial
+    own = [personalised_of(rule, local, entries) for local, _ in ended]
     measured = evaluate_trained(federation, [local.client for local, _ in ended], own)
     for (_, reply), values in zip(ended, measured, strict=True):
         record = reply[messages.METRICS]

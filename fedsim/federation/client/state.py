@@ -13,6 +13,7 @@ from fedsim.strategy import messages
 from fedsim.strategy.messages import MODEL, OPTIMIZER
 from fedsim.strategy.replies import checked_norm
 from fedsim.training import Local, Network
+from fedsim.training.checked import personalised_of
 
 UPLOADED, PERSONALISED, GLOBAL = "uploaded", "personalised", "global"
 TRAINED, FINE_TUNED, NEIGHBOURS = "trained", "fine-tuned", "knn"
@@ -150,7 +151,8 @@ def personalised_model(federation: Federation, message: Message, context: Contex
     if not rule.personalises:
         return combine(own_model(federation, context), taken_from(message))
     # As the client would begin the next round.
-    return rule.personalised(federation.start_of(local_of(federation, message, context, ahead=1)))
+    local = federation.start_of(local_of(federation, message, context, ahead=1))
+    return personalised_of(rule, local, federation.initial)
 
 
 def metric_name(model: str, split: str, metric: str) -> str:
