@@ -435,6 +435,26 @@ def test_callbacks_are_called_in_order_with_records_on_disk(tmp_path: Path) -> N
     assert rounds == ["FedAvg seed 0 1", "FedAvg seed 0 2"]
 
 
+def test_a_run_that_another_command_has_finished_meanwhile_is_skipped_with_its_callbacks(
+    tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], plain_pages: None
+) -> None:
+    configs = [tiny(rounds=1, seed=seed, barriers__every=0) for seed in (0, 1)]
+
+    calls = list[str]()
+
+    class Other(fedsim.Callback):
+        def on_run_start(self, run: fedsim.ActiveRun) -> None:
+            calls.append(run.name)
+            assert not run_all(name_runs(configs[1:], tmp_path), 1)
+            capsys.readouterr()
+
+    assert not run_all(name_runs(configs, tmp_path, callbacks=[Other()]), 1)
+    assert calls == ["FedAvg seed 0"]
+    shown = capsys.readouterr().err
+    assert "FedAvg seed 1: done" in shown
+    assert "resuming" not in shown
+
+
 def test_an_exception_of_a_callback_fails_its_run_in_a_line_and_the_next_resumes_it(tmp_path: Path) -> None:
     def early(run: fedsim.ActiveRun, summary: fedsim.Round) -> None:
         raise KeyError("label")

@@ -263,6 +263,8 @@ def run_one(
     level
         Lowest level of what is logged to ``emit``.
     """
+    if run.folder.done.exists():  # another command has finished it meanwhile
+        return None
     try:
         with warnings_to(emit, level), about_file(run.folder.path):
             engine = run.config.engine.model_copy(update={"workers": workers or run.config.engine.workers})
@@ -326,7 +328,7 @@ class _Display:
 
     def _start(self, run: Run) -> None:
         self._progress.start(run.name, run.rounds_left)
-        if done := experiment.rounds_done(run.folder):
+        if not run.folder.done.exists() and (done := experiment.rounds_done(run.folder)):
             self._progress.say(f"{run.name}: resuming after round {done}")
 
     def _end(self, run: Run, failure: Failure | None) -> None:
