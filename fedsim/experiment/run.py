@@ -252,8 +252,14 @@ def check_writable(folder: Path) -> None:
     Raises
     ------
     ConfigError
-        If it cannot be written.
+        If it cannot be written, or its checkpoints could not be read.
     """
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"run folder {folder} has a path that is not UTF-8, which safetensors needs; use --out"
+        ) from None
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"run folder {folder} cannot be written: {existing} does not allow it; use --out")

@@ -248,3 +248,12 @@ def test_a_write_that_fails_is_told_with_the_runs_folder(
     failure = sweep.run_one(run, lambda event: None)
     assert failure is not None
     assert failure.message.startswith(f"{run.folder.path}: No space left on device; free some space")
+
+
+def test_a_folder_whose_path_is_not_utf_8_is_refused_before_its_checkpoints_cannot_be_read(
+    tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"a path that is not UTF-8, which safetensors needs; use --out"):
+        run_all(name_runs([tiny()], tmp_path / os.fsdecode(b"M\xfcnchen")))
+    assert not list(tmp_path.iterdir())
+    assert not run_all(name_runs([tiny(rounds=1, barriers__every=0)], tmp_path / "München"))

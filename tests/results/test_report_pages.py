@@ -1,4 +1,5 @@
 import json
+import locale
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fedsim.results.report import read_result
 from fedsim.results.report.drawing.barriers import at_the_middle, barrier_table
 from fedsim.results.report.drawing.partition import partition
 from fedsim.results.report.drawing.style import save
+from fedsim.results.report.pages.vega import vega_script
 from tests.partitions.test_statistics import dense_of
 from tests.results.report.cases import assert_drawn
 
@@ -76,3 +78,13 @@ def test_a_setting_with_a_default_does_not_rename_a_run(tiny: Callable[..., Conf
     assert naming.run_name(tiny(engine={"name": "ray", "workers": 3})) == naming.run_name(plain)
     assert naming.run_name(tiny(local__momentum=0.5)) != naming.run_name(plain)
     assert naming.run_name(tiny(seed=3)) == naming.run_name(plain).replace("-s0", "-s3")
+
+
+def test_the_script_of_a_page_is_read_in_any_locale() -> None:
+    expected, before = vega_script(), locale.setlocale(locale.LC_CTYPE)
+    assert not expected.isascii()
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")
+        assert vega_script.__wrapped__() == expected
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)

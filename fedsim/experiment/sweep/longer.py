@@ -34,7 +34,7 @@ Row = Mapping[Any, Any]
 def finished_rounds(folder: Path) -> set[int]:
     """Return for how many rounds the finished runs of an experiment were to run."""
     configs = (path.with_name("config.toml") for path in folder.glob("*/DONE"))
-    texts = (path.read_text(errors="replace") for path in configs if path.is_file())
+    texts = (path.read_text("utf-8", "replace") for path in configs if path.is_file())
     return {int(found[1]) for text in texts if (found := re.search(r"^rounds = (\d+)$", text, re.MULTILINE))}
 
 

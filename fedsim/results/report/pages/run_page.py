@@ -65,7 +65,7 @@ def write_run(result: Result, out: Path, *, export: bool = False) -> Path:
         ],
         "details": [
             ("Settings that differ from their defaults", changed_settings(result)),
-            ("All settings", result.folder.config.read_text()),
+            ("All settings", result.folder.config.read_text(encoding="utf-8")),
             *([("Layers", json.dumps(model, indent=1))] if (model := result.folder.read_model()) else []),
             ("Environment", json.dumps(result.folder.read_env(), indent=1)),
         ],

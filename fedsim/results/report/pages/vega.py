@@ -20,11 +20,11 @@ def vega_script() -> str:
         with FileLock(path.with_suffix(".lock")):  # one process bundles, the others wait
             if not path.exists():
                 write_whole(path, _bundle())
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
     except OSError:  # of a home that cannot be written; what is not kept is made again
-        return path.read_text() if path.is_file() else _bundle()
+        return path.read_text(encoding="utf-8") if path.is_file() else _bundle()
 
 
 def _bundle() -> str:
-    notice = files(__package__).joinpath("vega_notice.txt").read_text()
+    notice = files(__package__).joinpath("vega_notice.txt").read_text(encoding="utf-8")
     return f"/*!\n{notice}*/\n{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}"
