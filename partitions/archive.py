@@ -1,9 +1,9 @@
 """The file of a split: the index sets of all clients in one ``.npz``, with a fingerprint of the labels."""
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,11 @@ def write_archive(path: Path, arrays: Mapping[str, NDArray[np.int64]], labels: N
         One array for each key except the fingerprint's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
+    temporary = path.with_name(f".{token_hex(4)}.npz")
+    with temporary.open("xb") as file:
         try:
             np.savez(file, **arrays, labels_sha256=np.array(fingerprint(labels)))  # type: ignore[arg-type]
             file.close()
-            temporary.chmod(0o644)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -94,6 +94,20 @@ def experiment_of(path: Path, settings: Sequence[str] | None, more: Sequence[str
     return read_experiment(path, changes, as_texts=as_texts)
 
 
+def check_here() -> None:
+    """Check that the current folder exists: where it does not, torch's libraries end the process.
+
+    Raises
+    ------
+    ConfigError
+        If it was removed.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was removed; change to another one") from None
+
+
 def check_folder(folder: Path | None, option: str) -> None:
     """Check, before any work, that no file is where a folder is to be made.
 

@@ -28,6 +28,7 @@ from fedsim.cli.arguments import (
     changes_of,
     check_files,
     check_folder,
+    check_here,
     experiment_of,
     numbers_of,
 )
@@ -300,6 +301,7 @@ def main() -> None:
     prepare_streams()
     _prepare_log()
     try:
+        check_here()
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt

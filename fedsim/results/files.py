@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError, about_file, message_of
@@ -16,9 +17,11 @@ from fedsim.reading import check_file, read_bytes
 if TYPE_CHECKING:  # a worker that reads no table does not wait for pandas
     import pandas as pd
 
+SHOWN = 50  # letters of a name in that of its temporary file, which is longer
+
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a run that was killed, sees all of it or nothing.
+    """Write a file so that a reader, or a run that was killed, sees all of it or nothing; a link to a file stays one.
 
     Raises
     ------
@@ -29,13 +32,13 @@ def write_whole(path: Path, content: bytes | str) -> None:
         check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name[:SHOWN]}.{token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the user's umask
     try:
         with about_file(path), os.fdopen(handle, "wb") as file:
             file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

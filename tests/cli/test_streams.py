@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,14 @@ def test_what_is_dropped_counts_as_written() -> None:
     assert [outlet.write(b"abc"), outlet.write(memoryview(b"de"))] == [3, 2]
     assert outlet.is_abandoned
     outlet.close()
+
+
+def test_a_current_folder_that_was_removed_is_reported_before_any_library_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert _code_of(monkeypatch, "compare", str(tmp_path)) == 2
+    assert capsys.readouterr().err == "fedsim: error: the current folder was removed; change to another one\n"

@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedsim.cli.arguments import check_files, round_of
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.results.files import by_round, copy_writable, keep_rounds, read_rows, write_folder, write_whole
+from partitions.archive import write_archive
 
 ROWS = b'{"round": 1, "up": 3}\n{"round": 2, "up": 5}\n'
 BROKEN_LINES = {
@@ -48,6 +50,22 @@ def test_a_file_does_not_take_the_place_of_a_device_or_a_pipe(
     with pytest.raises(ConfigError, match=f"--csv .*table.csv cannot be written: it is {kind} and not a file; give a"):
         check_files({"--csv": tmp_path / "table.csv"})
     assert not (tmp_path / "table.csv").is_file()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_rights_that_the_umask_leaves_and_links_stay(umask: int, mode: int, tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to("table.csv")
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "link.csv", "a,b")
+        write_whole(tmp_path / ("x" * 251 + ".csv"), "c")
+        write_archive(tmp_path / "split.npz", {"a": np.zeros(1, np.int64)}, np.zeros(1, np.int64))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "table.csv").read_text() == "a,b"
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_options_may_name_a_new_file_and_no_loop_of_links(tmp_path: Path) -> None:
