@@ -32,7 +32,7 @@ def one_line(text: str, longest: int = LINE) -> str:
         return shorter
     line = _with_cut(line, values, LAST)
     for found in sorted(LIST.findall(line), key=len, reverse=True):
-        line = line.replace(found, cut(found, max(LAST, len(found) - max(0, len(line) - longest))))
+        line = line.replace(found, _cut_list(found, max(LAST, len(found) - max(0, len(line) - longest))))
     return cut(line, longest)
 
 
@@ -85,6 +85,15 @@ def from_to(values: Iterable[float]) -> str:
 def letters(text: str) -> list[str]:
     """Return the letters of a text, each escape as one."""
     return LETTER.findall(text)
+
+
+def _cut_list(names: str, longest: int) -> str:
+    """Return names with commas between them, without those in the middle."""
+    start, mark, end = cut(names, longest).partition(MARK)
+    if not mark:
+        return start
+    # A part of a name says nothing, unless it is the only one.
+    return f"{start[: start.rfind(',') + 1] or start}{mark}{end.partition(', ')[2] or end}"
 
 
 def _with_cut(line: str, values: Iterable[tuple[int, int]], longest: int) -> str:

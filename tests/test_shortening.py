@@ -34,10 +34,11 @@ def test_of_several_long_values_each_stays_in_part() -> None:
     assert "differ; choose one of " in line
 
 
-def test_a_list_of_names_keeps_its_ends() -> None:
-    names = ", ".join(f"layer{place}" for place in range(400))
-    line = one_line(f"layer pattern 'hed*' matches nothing; layers are: {names}; correct it")
-    assert len(line) == LINE
+def test_a_list_of_names_keeps_its_ends_and_no_part_of_a_name() -> None:
+    names = [f"layer{place}" for place in range(400)]
+    line = one_line(f"layer pattern 'hed*' matches nothing; layers are: {', '.join(names)}; correct it")
+    assert LINE - 20 < len(line) <= LINE
+    assert set(re.findall(r"layer\w+", line)) < {*names, "layers"}
     assert line.startswith("layer pattern 'hed*' matches nothing; layers are: layer0, layer1, ")
     assert line.endswith("layer399; correct it")
 
@@ -45,7 +46,7 @@ def test_a_list_of_names_keeps_its_ends() -> None:
 def test_names_in_a_list_are_not_cut_one_by_one() -> None:
     names = ", ".join(f"some_library:TheLongNameOfPart{place}" for place in range(20))
     line = one_line(f"partition.scheme = 'part' is unknown; known are: iid, {names}")
-    assert len(line) == LINE
+    assert len(line) <= LINE
     assert line.startswith("partition.scheme = 'part' is unknown; known are: iid, some_library:TheLongNameOfPart0, ")
     assert line.endswith("some_library:TheLongNameOfPart19")
     assert line.count(" ... ") == 1
