@@ -272,7 +272,8 @@ def list_command(
     kind: Annotated[
         Literal[Kind, "settings"],
         typer.Argument(
-            metavar="KIND", help="strategies, partitions, features, models, losses, optimizers, data or settings."
+            metavar="KIND",
+            help="strategies, partitions, features, models, losses, optimizers, metrics, data or settings.",
         ),
     ],
     name: Annotated[

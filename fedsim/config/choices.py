@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fedsim.config.catalogue import Catalogue
 from fedsim.config.config import Config
+from fedsim.config.evaluation import MetricConfig
 from fedsim.config.local import OptimizerConfig
 from fedsim.config.loss import LossConfig
 from fedsim.config.tables import DataConfig, FeaturesConfig, ModelConfig, PartitionConfig, StrategyConfig
@@ -17,11 +18,12 @@ from fedsim.data.skews import FEATURES
 from fedsim.lazy import LazyTable, Place
 from fedsim.models.architectures import MODELS
 from fedsim.strategy.flower_table import FLOWER_RULES, NO_RULES, PREFIX
+from fedsim.training.metrics import METRICS
 from fedsim.training.settings import OPTIMIZERS as OF_TORCH
-from fedsim.training.tasks import LOSSES, OPTIMIZERS
+from fedsim.training.tasks import LOSSES, OPTIMIZERS, OWN_METRICS
 from strategies import NAMES, STRATEGIES
 
-Kind = Literal["strategies", "partitions", "features", "models", "losses", "optimizers", "data"]
+Kind = Literal["strategies", "partitions", "features", "models", "losses", "optimizers", "metrics", "data"]
 
 
 CATALOGUES: dict[Kind, Catalogue] = {
@@ -59,6 +61,13 @@ CATALOGUES: dict[Kind, Catalogue] = {
         ("params", "lr"),
         refused={name: f"local.optimizer = {name!r} chooses it" for name in OF_TORCH},
         makes=Place("torch.optim", "Optimizer"),
+    ),
+    "metrics": Catalogue(
+        OWN_METRICS,
+        "metric",
+        MetricConfig.KEY,
+        ("outputs", "targets"),
+        refused={name: f"evaluation.metrics = [{name!r}] measures it" for name in METRICS},
     ),
     "data": Catalogue(DATA, "data", DataConfig.KEY, ("task",), makes=Place("fedsim.data", "Dataset")),
 }

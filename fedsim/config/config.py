@@ -11,7 +11,7 @@ from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.barriers import BarriersConfig
 from fedsim.config.changes import as_changes, combinations, with_changes
-from fedsim.config.evaluation import EvaluationConfig
+from fedsim.config.evaluation import EvaluationConfig, MetricConfig
 from fedsim.config.expectation import Expectation
 from fedsim.config.faults import FaultsConfig
 from fedsim.config.local import LocalConfig, OptimizerConfig
@@ -91,6 +91,7 @@ class Config(Table):
     strategy: StrategyConfig = StrategyConfig()
     faults: FaultsConfig = FaultsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    metric: MetricConfig = MetricConfig()
     stop: StopConfig = StopConfig()
     barriers: BarriersConfig = BarriersConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
@@ -172,8 +173,8 @@ class Config(Table):
 
     def to_toml(self) -> str:
         """Write all settings as TOML; those without a value are left out."""
-        # Who asks for no faults finds no table of them.
-        unwanted = {"faults"} if self.faults == FaultsConfig() else set()
+        # Who asks for no faults or no metric finds no table of them.
+        unwanted = {name for name in ("faults", "metric") if name not in self.model_dump(exclude_defaults=True)}
         # Where results are sent is no business of who is given the run's folder.
         unwanted |= {"track", "callbacks"}
         settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect", *unwanted})

@@ -2,16 +2,22 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from fedsim.config.records import Table
-from fedsim.options import as_toml, one_of
-from fedsim.training.metrics import METRICS
+from fedsim.config.records import Choice, Table
+from fedsim.options import as_toml
+from fedsim.training.metrics import LOWER, METRICS, OWN, OWN_NAME
 
 PERTURBATION = re.compile(r"(fgsm|noise):((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)")
 EvaluatedModel = Literal["personalised", "global", "trained", "fine-tuned", "knn"]
+
+
+def _be_one_of_ours(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"must be one of {', '.join(METRICS)}; name one of your own in [metric]")
+    return name
 
 
 class EvaluationConfig(Table):
@@ -61,7 +67,7 @@ class EvaluationConfig(Table):
     knn_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     knn_scale: Annotated[float, Field(gt=0)] = 1.0
     perturbed: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    metrics: Annotated[tuple[Annotated[str, AfterValidator(one_of(METRICS))], ...], Field(strict=False)] = ()
+    metrics: Annotated[tuple[Annotated[str, AfterValidator(_be_one_of_ours)], ...], Field(strict=False)] = ()
     save_predictions: bool = False
 
     @field_validator("models")
@@ -98,3 +104,39 @@ class EvaluationConfig(Table):
         """Return the sizes of the perturbations of a kind, each with the text that names it."""
         parts = [text.partition(":") for text in self.perturbed]
         return {float(size): f"{found}:{size}" for found, _, size in parts if found == kind}
+
+
+class MetricConfig(Choice):
+    """``[metric]``: a metric of the user's own, or several, measured wherever those of ``[evaluation]`` are.
+
+    Parameters
+    ----------
+    name
+        A custom function of a model's outputs and the targets, as ``module:function``; ``none`` measures nothing.
+    gives
+        Names of the numbers that it returns, with ``:lower`` where less is better, such as ``brier:lower`` (default:
+        the name of the function). Of several it returns a dictionary.
+    """
+
+    name: str = "none"
+    gives: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _be_names(self) -> Self:
+        if self.gives and self.name == "none":
+            raise ValueError("gives names what a metric returns; name a metric, or leave it out")
+        if odd := [each for each in self.measured if not OWN_NAME.fullmatch(each)]:
+            text = as_toml(odd[0].removeprefix(OWN))
+            raise ValueError(
+                f"gives must hold names such as top5 or brier:lower, of letters, digits, - and _; not {text}"
+            )
+        if len({each.removesuffix(LOWER) for each in self.measured}) < len(self.measured):
+            raise ValueError("gives must hold each name once")
+        return self
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """What the records call its numbers."""
+        if self.name == "none":
+            return ()
+        return tuple(f"{OWN}{each}" for each in self.gives or (self.name.rpartition(":")[2],))

@@ -12,11 +12,11 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 from fedsim.config.adapter import AdapterConfig
 from fedsim.config.asymmetry import AsymmetryConfig
 from fedsim.config.records import Choice, Table
-from fedsim.options import auto_or_at_least, one_of
-from fedsim.training.metrics import MAIN, SELECTING
+from fedsim.options import auto_or_at_least
+from fedsim.training.metrics import MAIN, be_selecting
 
 ADDRESS = re.compile(r"(ray://)?(\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
-SelectingMetric = Annotated[str, AfterValidator(one_of(SELECTING))]
+SelectingMetric = Annotated[str, AfterValidator(be_selecting)]
 
 
 class DataConfig(Choice):

@@ -19,7 +19,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run
 from fedsim.results.seals import DamagedError
 from fedsim.results.status import is_running
-from fedsim.training.metrics import MAIN, SELECTING, is_metric, meant, unmeasured
+from fedsim.training.metrics import KNOWN, is_metric, meant, unmeasured
 
 logger = logging.getLogger(__name__)
 WantedRound = int | Literal["last", "best"]
@@ -66,7 +66,7 @@ def kept_round(
         If there is no such client or metric, or the models of the round are not kept or damaged.
     """
     if not isinstance(metric, str) or not is_metric(metric):
-        raise ConfigError(f"metric = {metric!r} must be one of {', '.join(SELECTING)}, {MAIN}:CLASS")
+        raise ConfigError(f"metric = {metric!r} must be one of {KNOWN}")
     check_run(folder)
     config, rounds = _on_this_machine(folder.read_config()), Checkpoints(folder.checkpoints).rounds()
     if client is not None and not (isinstance(client, Integral) and 0 <= client < config.clients):

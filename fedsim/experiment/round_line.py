@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsim.training.metrics import SELECTING, format_metric
+from fedsim.training.metrics import format_metric, is_selecting
 
 Row = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ def describe_round(server_round: int, rounds: int, rows: Sequence[Row], seconds:
 def _means(rows: Sequence[Row]) -> Iterator[str]:
     values: dict[tuple[str, str, bool], dict[str, list[float | None]]] = {}
     for row in rows:
-        if row["metric"] in SELECTING:
+        if is_selecting(row["metric"]):
             of = values.setdefault((row["model"], row["split"], row["client"] is None), {})
             of.setdefault(row["metric"], []).append(row["value"])
     for (model, split, on_server), metrics in values.items():

@@ -7,7 +7,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.strategy import Strategy
 from fedsim.training.evaluation import cross_entropies
-from fedsim.training.metrics import MAIN, METRICS
+from fedsim.training.metrics import MAIN, METRICS, OWN_NAME, metric_of
 
 
 def check_task(federation: Federation, strategy: Strategy) -> None:
@@ -79,6 +79,9 @@ def _check_metrics(federation: Federation) -> None:
     asked = [("evaluation.metrics holds", name) for name in config.evaluation.metrics]
     asked += [("stop.metric =", config.stop.metric)] if config.stop.patience and config.stop.metric != MAIN else []
     for where, name in asked:
-        if task not in METRICS[name].tasks:
+        if OWN_NAME.fullmatch(name) and name not in config.metric.measured:
+            given = ", ".join(config.metric.measured) or "nothing, as it names no metric"
+            raise ConfigError(f"{where} {name!r}, which [metric] does not give; it gives {given}")
+        if task not in metric_of(name).tasks:
             known = ", ".join(each.name for each in METRICS.values() if task in each.tasks)
             raise ConfigError(f"{where} {name!r}, which the task {task!r} does not have; its metrics are: {known}")

@@ -14,6 +14,7 @@ from fedsim.config import Config, making
 from fedsim.config.choices import method_name
 from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, Fit, InputsAndTargets, federated_data_of
+from fedsim.federation.metric import Measure, check_metric, make_metric
 from fedsim.federation.model import draw_model, make_model
 from fedsim.federation.objective import balanced, check_custom, make_objective
 from fedsim.federation.streams import Streams
@@ -132,7 +133,13 @@ class Federation:
         config = self.config
         stop = [config.stop.metric] if config.stop.patience else []
         main = (LOSS, MAIN, self.task.main)
-        return tuple(dict.fromkeys(name for name in (*config.evaluation.metrics, *stop) if name not in main))
+        asked = (*config.evaluation.metrics, *config.metric.measured, *stop)
+        return tuple(dict.fromkeys(name for name in asked if name not in main))
+
+    @cached_property
+    def own_metric(self) -> Measure | None:
+        """The metric of the user's own, if there is one."""
+        return make_metric(self.config)
 
     def measured(self, result: Evaluation, targets: Tensor) -> dict[str, float]:
         """Return the metrics of a model by name: its loss, the main metric of the task, and what else is asked for."""
@@ -140,11 +147,11 @@ class Federation:
         if not self.metrics:
             return always
         assert result.outputs is not None
-        scores = Place("fedsim.training.scores", "scores").load()
-        found: dict[str, float] = scores(
-            self.metrics, self.task.name, result.outputs, targets.cpu(), self.data.dataset.classes
-        )
-        return always | found
+        targets, own = targets.cpu(), self.config.metric.measured
+        if ours := [name for name in self.metrics if name not in own]:
+            scores = Place("fedsim.training.scores", "scores").load()
+            always |= scores(ours, self.task.name, result.outputs, targets, self.data.dataset.classes)
+        return always | (self.own_metric(result.outputs, targets) if self.own_metric else {})
 
     def objective_of(self, targets: Tensor) -> Loss:
         """Return the loss that a client with these training targets descends."""
@@ -295,6 +302,7 @@ def federation_of(config: Config, *, fit: Fit = "trained on", data: FederatedDat
     with same_draws(device, derive(config.seed, "initial model")):
         model = make_model(config, data.dataset, data.split.train.sizes).eval()
     check_custom(config, data.dataset, model, make_objective(config, data.dataset))
+    check_metric(config, data.dataset, model)
     return Federation(
         config=config,
         data=replace(data, dataset=data.dataset.to(device)),

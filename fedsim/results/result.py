@@ -119,12 +119,13 @@ class Result:
         return self.meant(MAIN)
 
     @cached_property
-    def _measured(self) -> frozenset[str]:
+    def metric_names(self) -> frozenset[str]:
+        """Names of the metrics that are in the records."""
         return frozenset(self.metrics["metric"].unique())
 
     def meant(self, metric: str) -> str:
         """Return the metric that is meant: of a run without accuracy, ``accuracy`` is its main metric."""
-        return meant(metric, self._measured)
+        return meant(metric, self.metric_names)
 
     @cached_property
     def _rows(self) -> dict[Any, pd.DataFrame]:

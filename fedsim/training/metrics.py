@@ -1,8 +1,10 @@
 """All metrics of models, in one table: what each is called, for which tasks it is defined, and which way is better.
 
-Nothing here imports torch; `fedsim.training.scores` computes them.
+Nothing here imports torch; `fedsim.training.scores` computes them. One of the user's own is called ``own:NAME``, or
+``own:NAME:lower`` if less is better, so that records say all that there is to know of it.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -53,16 +55,26 @@ METRICS: dict[str, Metric] = {
 }
 MAINS = (LOSS, *dict.fromkeys(task.main for task in TASKS.values()))  # which are measured always, if the task has them
 SELECTING = tuple(name for name in METRICS if name != BY_CLASS)
+OWN, LOWER = "own:", ":lower"
+KNOWN = f"{', '.join(SELECTING)}, {MAIN}:CLASS, or {OWN}NAME, your own"  # in messages
+OWN_NAME = re.compile(rf"{OWN}[\w-]+({LOWER})?")
 
 
 def metric_of(name: str) -> Metric:
     """Return the metric of a name in the records; that of one class is the metric of all, such as ``accuracy:cat``."""
+    if OWN_NAME.fullmatch(name):
+        return Metric(name, tuple(TASKS), higher_is_better=not name.endswith(LOWER), unit="number")
     return METRICS[BY_CLASS if name.startswith(f"{MAIN}:") else name]
+
+
+def is_selecting(name: str) -> bool:
+    """Return whether a metric of that name can select models: any but the accuracy of a class."""
+    return name in SELECTING or bool(OWN_NAME.fullmatch(name))
 
 
 def is_metric(name: str) -> bool:
     """Return whether a value of that name can be in the records."""
-    return name in SELECTING or name.startswith(f"{MAIN}:")
+    return is_selecting(name) or name.startswith(f"{MAIN}:")
 
 
 def meant(name: str, measured: Iterable[str]) -> str:
@@ -88,14 +100,29 @@ def unmeasured(name: str, measured: Iterable[str]) -> str:
         Names of what was measured.
     """
     known, metric = set(measured), metric_of(name)
-    choices = ", ".join(each for each in SELECTING if each in known)
+    choices = ", ".join([*(each for each in SELECTING if each in known), *sorted(filter(OWN_NAME.fullmatch, known))])
     tasks = {task.name for task in TASKS.values() if task.main in known}
     if tasks and tasks.isdisjoint(metric.tasks):
         return f"the task has no {name}, choose one of {choices}"
     if classes := sorted(each for each in known if each.startswith(f"{MAIN}:")) if metric.name == BY_CLASS else []:
         return f"its classes are {', '.join(each.removeprefix(f'{MAIN}:') for each in classes)}"
+    if OWN_NAME.fullmatch(name):
+        return f"choose one of {choices}, or run again with it in [metric]"
     where = "" if tasks and tasks <= set(metric.tasks) else ", if the task has it"
     return f"choose one of {choices}, or run again with evaluation.metrics = ['{metric.name}']{where}"
+
+
+def be_selecting(name: str) -> str:
+    """Return a name of a metric that can select models.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric.
+    """
+    if not is_selecting(name):
+        raise ValueError(f"must be one of {', '.join(SELECTING)}, or {OWN}NAME, your own")
+    return name
 
 
 def be_a_metric(name: str) -> str:
@@ -107,12 +134,13 @@ def be_a_metric(name: str) -> str:
         If there is no such metric.
     """
     if not is_metric(name):
-        raise ValueError(f"must be one of {', '.join(SELECTING)}, or {MAIN}:CLASS")
+        raise ValueError(f"must be one of {KNOWN}")
     return name
 
 
 def label(name: str, *, capital: bool = False) -> str:
     """Return a metric's name in a text, or, with a capital letter, in a title."""
+    name = name.removeprefix(OWN).removesuffix(LOWER)
     if name in ("rmse", "auroc", "r2"):
         return name.upper()
     words = name.replace("-", " ").replace("f1", "F1")

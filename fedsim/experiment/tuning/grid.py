@@ -10,7 +10,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.config import check_count
 from fedsim.config.toml import flat, is_within
 from fedsim.errors import ConfigError
-from fedsim.training.metrics import MAIN, MAINS, label
+from fedsim.training.metrics import MAIN, MAINS, OWN_NAME, label
 
 # Other settings change what the clients hold or what is measured, and not how well a method does.
 TUNABLE = ("local", "model", "participation", "strategy", "data.flip", "data.crop")
@@ -114,8 +114,9 @@ def _check_grid(config: Config, where: str) -> None:
 
 def _check_choice(config: Config, where: str) -> None:
     """Check that the settings can be tuned, by a metric that is measured."""
-    if (metric := config.tune.metric) not in (*MAINS, *config.evaluation.metrics):
-        raise ConfigError(f"{where} metric = {metric!r} is not measured; add it to evaluation.metrics")
+    if (metric := config.tune.metric) not in (*MAINS, *config.evaluation.metrics, *config.metric.measured):
+        table = "[metric]" if OWN_NAME.fullmatch(metric) else "evaluation.metrics"
+        raise ConfigError(f"{where} metric = {metric!r} is not measured; add it to {table}")
     for key in config.tune.grid:
         if not is_within(key, TUNABLE):
             raise ConfigError(

@@ -1,6 +1,6 @@
 """What curves are drawn from: values of each line by round, with what was spent up to there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from fedsim.results.report.comparing.groups import Group, by_seed
 from fedsim.results.report.facets import Panel, lines_of
 from fedsim.results.report.palette import Look, look
 from fedsim.results.result import Result
-from fedsim.training.metrics import LOSS, label, metric_of
+from fedsim.training.metrics import LOSS, is_selecting, label, metric_of
 
 X_AXES = ("round", costs.BYTES, costs.PASSES, "seconds")
 MOST_ROWS, FEWEST_ROUNDS = 6_000, 20  # of one chart, so that a page with 100 runs stays small
@@ -58,10 +58,17 @@ class Curves:
     measures: Sequence[Measure]
 
 
-def curves_of_panels(panels: Sequence[Panel]) -> Curves:
-    """Return a line per setting: means over the seeds, with bands from the lowest to the highest seed."""
+def curves_of_panels(panels: Sequence[Panel], metric: str | None = None) -> Curves:
+    """Return a line per setting: means over the seeds, with bands from the lowest to the highest seed.
+
+    Parameters
+    ----------
+    metric
+        What is shown first, before the main metric and the loss.
+    """
     lines = [(line, panel.title) for panel in panels for line in panel.lines]
-    measures = _measures(lines[0][0].group.members[0].main)
+    main = lines[0][0].group.members[0].main
+    measures = _measures(dict.fromkeys((metric or main, main, LOSS)))
     most = max(FEWEST_ROUNDS, MOST_ROWS // len(lines))
     tables = [
         _with_free(_of_group(line.group, measures, most)).assign(line=number, name=line.name, panel=title)
@@ -78,7 +85,7 @@ def curves_of_run(result: Result) -> Curves:
         "global, clients' own test data": (lambda metric: result.mean_by_round("global", metric)),
         "global, server's test data": (lambda metric: result.on_server("global", metric)),
     }
-    metrics = list(dict.fromkeys((result.main, LOSS)))
+    metrics = list(dict.fromkeys((result.main, LOSS, *filter(is_selecting, sorted(result.metric_names)))))
     measures = [Measure(f"m{place}", label(metric, capital=True), metric) for place, metric in enumerate(metrics)]
     spent = _spent([result])
     tables = []
@@ -97,11 +104,11 @@ def curves_of_run(result: Result) -> Curves:
     return Curves(pd.concat(tables, ignore_index=True), {name: look(n) for n, name in enumerate(lines)}, measures)
 
 
-def _measures(main: str) -> list[Measure]:
-    """Return what groups are compared by: the main metric and the loss, of both kinds of models."""
+def _measures(metrics: Iterable[str]) -> list[Measure]:
+    """Return what groups are compared by: metrics of both kinds of models."""
     return [
         Measure(f"{short}{place}", f"{label(metric)}, {which}", metric)
-        for place, metric in enumerate(dict.fromkeys((main, LOSS)))
+        for place, metric in enumerate(metrics)
         for short, which in (("p", "personalised"), ("g", "global"))
     ]
 

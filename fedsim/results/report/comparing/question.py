@@ -12,7 +12,7 @@ from fedsim.results.report.comparing.costs import BYTES, COSTS, SMOOTH
 from fedsim.results.report.comparing.units import read_amount
 from fedsim.results.report.comparing.validated import check_validated
 from fedsim.results.result import Result
-from fedsim.training.metrics import MAIN, SELECTING, is_metric, metric_of, unmeasured
+from fedsim.training.metrics import KNOWN, MAIN, is_metric, metric_of, unmeasured
 
 ROUNDS = ("last", "best")
 CORRECTIONS = ("holm",)
@@ -64,7 +64,7 @@ class Question:
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or not is_metric(self.metric):
-            raise ConfigError(f"--metric {self.metric!r} must be one of {', '.join(SELECTING)}, accuracy:CLASS")
+            raise ConfigError(f"--metric {self.metric!r} must be one of {KNOWN}")
         if self.correct not in (None, *CORRECTIONS):
             raise ConfigError(f"--correct {self.correct!r} must be {' or '.join(CORRECTIONS)}")
         if isinstance(self.smooth, bool) or not isinstance(self.smooth, int) or self.smooth < 1:

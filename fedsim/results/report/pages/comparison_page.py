@@ -76,18 +76,17 @@ def write_comparison(
 
 def _sections(results: Sequence[Result], panels: Sequence[Panel], question: Question) -> list[Section]:
     groups = named(panels)
-    main = Question().of(results).metric
-    shown = label(main, capital=True)
+    main, asked = Question().of(results).metric, question.of(results).metric
     baseline = Baseline(question.baseline, results, question) if question.baseline else reference("local", results)
     sections = [
         Section(
             "accuracy",
-            f"{shown} over rounds, bytes, passes or time",
+            f"{label(asked, capital=True)} over rounds, bytes, passes or time",
             "Personalised: each client's own model on its own test data, mean over the clients; global: the server's "
             "model on the server's test data. Lines are means over the seeds, bands span the lowest to the highest "
             "seed. Click a name in the legend to see it alone, and with the shift key several.",
             partial(drawing.compared_curves, panels),
-            curves(curves_of_panels(panels)),
+            curves(curves_of_panels(panels, asked)),
             HOW_TO_READ_CURVES,
             {what: partial(drawing.compared_costs, panels, cost) for what, cost in _costs_of(results).items()},
         ),

@@ -12,6 +12,7 @@ from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.pages.explained import hints
 from fedsim.results.report.pages.pivot import Marks, marks_of
 from fedsim.results.result import Result
+from fedsim.training.metrics import label
 
 TABLE_NOTE = (
     "Accuracies and shares of clients in percent, losses per example; means over the seeds. -: not measured, "
@@ -60,7 +61,7 @@ def comparison_tables(results: Sequence[Result], compared: Comparison, marks: Ma
 
 def _at_round(compared: Comparison, columns: Sequence[Column], marks: Marks) -> dict[str, Any]:
     question = compared.question
-    note = f"{ROUND_NOTES[question.at].format(metric=question.metric)} {TABLE_NOTE}"
+    note = f"{ROUND_NOTES[question.at].format(metric=label(question.metric))} {TABLE_NOTE}"
     return _table(TITLES[question.at], compared, columns, marks, note)
 
 
