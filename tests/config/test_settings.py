@@ -42,7 +42,7 @@ VALID: dict[str, Any] = {"rounds": 1, "clients": 2, "partition": {}}
         ({"batch_size": 8}, "unknown key 'batch_size'; did you mean 'local.batch_size'? known are: rounds,"),
         ({"join_ratio": 0.1}, "unknown key 'join_ratio'; did you mean 'participation'? known are: rounds,"),
         ({"local": {"learning_rate": 1}}, "unknown key 'local.learning_rate'; did you mean 'local.lr'? known are: e"),
-        ({"precision": "float64"}, "unknown key 'precision'; known are: rounds,"),  # several tables have one
+        ({"deadline": 3}, "unknown key 'deadline'; known are: rounds,"),  # several tables have one
         ({"local": {"mometum": 1}}, "unknown key 'local.mometum'; did you mean 'momentum'? known are: epochs,"),
         (
             {"local": {"optimizer": "adam", "momentum": 0.9}},
