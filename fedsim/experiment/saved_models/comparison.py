@@ -43,7 +43,7 @@ SETTABLE = ("model", "data", "device", "seed")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedCheckpoints:
     """Measurements between checkpoints.
 
     Parameters
@@ -106,7 +106,7 @@ def compare_checkpoints(
     tolerance: float | None = None,
     precision: Precision = "float32",
     path: PathName = "factors",
-) -> Comparison:
+) -> ComparedCheckpoints:
     """Read checkpoints of one model and measure barriers and distances between them.
 
     Parameters
@@ -207,12 +207,14 @@ def _tables(
     return tables | {name: MEASURES[name].table(models, settings) for name in OF_CHECKPOINTS if name in measures}
 
 
-def _named(tables: Mapping[str, pd.DataFrame], names: tuple[str, ...], config: Config, *, squared: bool) -> Comparison:
+def _named(
+    tables: Mapping[str, pd.DataFrame], names: tuple[str, ...], config: Config, *, squared: bool
+) -> ComparedCheckpoints:
     """Return a comparison whose tables have the names of the checkpoints."""
     named = {name: _with_names(table, names) for name, table in tables.items()}
     apart = named.pop("distances")
     shown = {name: with_error_unit(table, squared=squared) for name, table in named.items()}
-    return Comparison(names, shown.pop("barriers"), shown.pop("peaks"), apart, shown, config)
+    return ComparedCheckpoints(names, shown.pop("barriers"), shown.pop("peaks"), apart, shown, config)
 
 
 def _check(
@@ -245,7 +247,7 @@ def _read(paths: Sequence[Path], model: nn.Module, federation: Federation) -> li
     return [_to(federation.device, state) for state in read]
 
 
-def write_compared(comparison: Comparison, folder: Path, command: str = "") -> Path:
+def write_compared(comparison: ComparedCheckpoints, folder: Path, command: str = "") -> Path:
     """Write the page, its figures as PDF and PNG, and the tables as parquet; return the page's path.
 
     Parameters
