@@ -31,7 +31,7 @@ from fedsim.models.purity import is_by_example, keeps_something
 from fedsim.models.ranks import cut_to_rank
 from fedsim.models.summary import ModelSummary, summary_of
 from fedsim.seeds import PathPart, derive
-from fedsim.training import ClientRule, Finished, Local, checked
+from fedsim.training import ClientRule, Finished, Local, Ruled, checked
 from fedsim.training.evaluation import Criterion, Evaluation, criterion_of
 from fedsim.training.losses import Loss
 from fedsim.training.metrics import LOSS, MAIN
@@ -199,6 +199,11 @@ class Federation:
         """Return a client as its rule starts it, which may draw from the global streams if it is the user's own."""
         self._seed_rule("start", local)
         return checked.start_of(self.client_rule, local)
+
+    def ruled(self, local: Local) -> Ruled:
+        """Return what a started client trains by; a rule of the user's own need not know of padding."""
+        takes_padding = ":" not in self.config.strategy.name
+        return Ruled(self.client_rule, local.sets, local.rng, local.training_loss, takes_padding)
 
     def finish_of(self, local: Local, started: Local) -> Finished:
         """Return what a client's rule makes of it after training, as `start_of`."""

@@ -245,7 +245,10 @@ class _Stack:
             module.calls = calls
 
     def _rows_mix(self) -> bool:
-        """Whether an example's output, or its gradient, depends on the other examples of its batch."""
+        """Whether an example's output or loss, or their gradients, may depend on the other examples of its batch."""
+        ruled = self._ruled[0]
+        if not ruled.takes_padding and (ruled.has_loss or ruled.has_gradient):
+            return True
         return any(
             (isinstance(module, StatisticsNorm) and module.training) or getattr(module, "scale_grad_by_freq", False)
             for module in self._model.modules()

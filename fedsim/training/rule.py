@@ -181,12 +181,19 @@ class ClientRule:
 
 @dataclass(frozen=True)
 class Ruled:
-    """A client's rule, its named parameter sets, the stream from which it draws in each step, and the run's loss."""
+    """A client's rule, its named parameter sets, the stream from which it draws in each step, and the run's loss.
+
+    Parameters
+    ----------
+    takes_padding
+        Whether the hooks leave out what pads a mini-batch in a cohort, as ``step.mean`` does; otherwise they see none.
+    """
 
     rule: ClientRule = field(default_factory=ClientRule)
     sets: Sets = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     training_loss: Loss = CROSS_ENTROPY
+    takes_padding: bool = True
 
     @property
     def has_loss(self) -> bool:

@@ -91,6 +91,17 @@ class Memory(Strategy):
     client_rule = Remembers
 
 
+class Decorrelates(ClientRule):
+    def loss(self, step):
+        logits, features = step.logits_and_features(step.params, "fc3")
+        features = features - features.mean(0)
+        return step.loss_of(logits) + (features.T @ features / len(features)).square().mean()
+
+
+class Decorrelated(Strategy):
+    client_rule = Decorrelates
+
+
 class InTurn(Strategy):
     client_rule = Looks
 
@@ -128,6 +139,11 @@ def test_new_clients_and_those_that_have_kept_sets_train_as_one_after_the_other(
     # Of four clients two are new in round 2, one of them with the most examples, which is the first of a cohort.
     sizes, absent = (5, 8, 3, 6), {1: (1, 3), 2: 0}
     alone, together = (Play("own_rule:Memory", sizes=sizes, absent=absent, cohort=cohort) for cohort in (1, 4))
+    assert_trains_alike(alone, together, range(4))
+
+
+def test_a_loss_over_a_mini_batch_sees_no_padding_in_a_cohort() -> None:
+    alone, together = (Play("own_rule:Decorrelated", sizes=(5, 8, 4, 7), cohort=cohort) for cohort in (1, 4))
     assert_trains_alike(alone, together, range(4))
 
 

@@ -225,7 +225,7 @@ def _trained(
             targets=local.targets,
             rng=rng(federation.config.seed, "train", server_round, *_whose(settings, local)),
             optimizer_state=state,
-            ruled=Ruled(federation.client_rule, local.sets, local.rng, local.training_loss),
+            ruled=federation.ruled(local),
         )
         for local, state in zip(started, states, strict=True)
     ]
