@@ -12,7 +12,7 @@ from fedsim.experiment.injected import describe_faults
 from fedsim.experiment.local_training import describe_training, training_notes
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
 from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
-from fedsim.experiment.planning.traffic import PlannedTraffic, counted_rounds, is_custom, planned_traffic
+from fedsim.experiment.planning.traffic import PlannedTraffic, counted_rounds, may_send_sets, planned_traffic
 from fedsim.experiment.predictions import predictions_note
 from fedsim.experiment.run import prepare
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
@@ -143,7 +143,7 @@ def _traffic(federation: Federation, strategy: Strategy, traffic: PlannedTraffic
         yield f"not known before the run: {strategy.unplanned}"
     if traffic.down is None:
         yield "not known before the run: the bytes down, as the method's for_client decides what clients take"
-    if is_custom(strategy, "sets_for", "client_rule", plan="planned_sets"):
+    if may_send_sets(strategy):
         yield "not counted: parameter sets that the method sends in addition to these, if any"
 
 

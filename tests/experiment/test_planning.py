@@ -30,6 +30,20 @@ SWEEP = {
     "seed": [0, 1],
 }
 
+SENDING = """
+from fedsim import ClientRule, Strategy
+class Rule(ClientRule):
+    def finish(self, local, started):
+        return super().finish(local, started)
+class Sends(Strategy):
+    client_rule = Rule
+class Decays(ClientRule):
+    def gradient(self, step, gradients):
+        return gradients
+class Plain(Strategy):
+    client_rule = Decays
+"""
+
 
 def _overview(out: Path, **changes: Any) -> Any:
     return plan(read_experiment(TINY | {"barriers": {"every": 0}} | changes, name="study"), out)
@@ -94,12 +108,16 @@ def test_bytes_and_examples_are_those_of_the_run(tiny: Callable[..., Config], tm
         ({"name": "full"}, "", ""),
         ({"name": "drift_gated", "share": 0.5}, "at most ", "which layers drift far enough to be sent"),
         ({"name": "fedluar", "recycled": 0.5}, "about ", "which layers repeat their last update"),
+        ({"name": "sending:Sends"}, "", "sets that a custom method sends, if any"),
+        ({"name": "sending:Plain"}, "", ""),
         ({"name": "barrier_gated"}, "about ", "which layers close, and what it takes to measure them"),
     ],
 )
 def test_the_summary_says_where_bytes_follow_from_training(
-    method: dict[str, Any], rough: str, reason: str, tmp_path: Path
+    method: dict[str, Any], rough: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "sending.py").write_text(SENDING)
+    monkeypatch.syspath_prepend(tmp_path)
     overview = _overview(tmp_path, strategy=method)
     [line] = [line for line in summary(overview) if line.startswith("  bytes")]
     assert re.fullmatch(rf"  bytes      {rough}[\d.]+ [kM]?B up, [\d.]+ [kM]?B down(?P<open>.*)", line)

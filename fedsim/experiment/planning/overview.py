@@ -14,7 +14,7 @@ from fedsim.config.toml import flat
 from fedsim.experiment.dry_run import describe_parts
 from fedsim.experiment.planning.duration import Earlier, timed_step
 from fedsim.experiment.planning.states import Stage, stages_of
-from fedsim.experiment.planning.traffic import planned_traffic
+from fedsim.experiment.planning.traffic import may_send_sets, planned_traffic
 from fedsim.experiment.planning.work import Work, work_of
 from fedsim.experiment.run import check_writable, prepare
 from fedsim.experiment.sweep.alike import Alike
@@ -32,6 +32,7 @@ from fedsim.shortening import from_to
 logger = logging.getLogger(__name__)
 SECTION_LINES = 14  # of a part of a run, of which the others are shown on request
 LINE_LENGTH = 240  # of a line with a list, which loses its end
+SETS = "sets that a custom method sends, if any"
 KINDS = ("done", "running", "resumed", "continued", "new")
 
 
@@ -50,7 +51,7 @@ class PlannedRun:
     timed_rounds
         Number of rounds of earlier runs that this is the mean of; 0 for a timed step.
     unplanned
-        What of its bytes follows from training; empty if nothing does.
+        What of its bytes is not known before training; empty if nothing is.
     """
 
     run: Run
@@ -123,7 +124,8 @@ def _planned(run: Run, stage: Stage, earlier: Earlier, steps: dict[str, float], 
         timed = steps[key] * work.passes / run.config.rounds / max(1, workers), 0
     examples = int(federation.data.split.train.sizes.sum())
     parts = describe_parts(federation, strategy, traffic)
-    return PlannedRun(run, stage, work, parts, examples, *timed, strategy.unplanned)
+    unplanned = ", or ".join(filter(None, [strategy.unplanned, SETS * may_send_sets(strategy)]))
+    return PlannedRun(run, stage, work, parts, examples, *timed, unplanned)
 
 
 def summary(overview: Overview) -> Iterator[str]:

@@ -9,7 +9,7 @@ from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants
 from fedsim.models.adapters import factors_of
 from fedsim.models.layers import LayerGroup
-from fedsim.strategy import Strategy
+from fedsim.strategy import ClientRule, Strategy
 from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.traffic import layer_bytes, layers_of_factors, upload_bytes
 
@@ -127,6 +127,12 @@ def is_custom(strategy: Strategy, *hooks: str, plan: str = "") -> bool:
 def _owner(strategy: Strategy, hook: str) -> type:
     """Return the class that has the last word on a hook."""
     return next(each for each in type(strategy).__mro__ if hook in vars(each))
+
+
+def may_send_sets(strategy: Strategy) -> bool:
+    """Return whether the user's method may send parameter sets that it does not plan."""
+    sends = type(strategy).sets_for is not Strategy.sets_for or strategy.client_rule.finish is not ClientRule.finish
+    return sends and is_custom(strategy, "sets_for", "client_rule", plan="planned_sets")
 
 
 def _may_send_less(strategy: Strategy) -> bool:
