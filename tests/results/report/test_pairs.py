@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedsim.config.naming import changed_settings
 from fedsim.errors import ConfigError
 from fedsim.results.report.comparing.comparison import compare
 from fedsim.results.report.comparing.pairs import Baseline, reference
+from fedsim.results.report.comparing.pivot import pivot_of
 from fedsim.results.report.comparing.question import Question
 from fedsim.results.report.comparing.tables import comparison_table
 from fedsim.results.report.comparing.verdict import verdict_of
@@ -266,6 +268,31 @@ def test_own_models_of_two_files_are_compared_by_their_names(
     assert list(compare(runs, Question()).rows[0].group.settings) == ["model.name", "model.width"]
     comparison = compare(runs, Question(baseline="model.name=narrow_net:net"))
     assert verdict_of(comparison).sentences[0].startswith("model=wide_net:net, width=16 60.5 against model=narrow")
+
+
+def test_a_method_before_and_after_its_source_was_changed_is_two_methods_next_to_the_others(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "changed_method.py").write_text("from fedsim import Strategy\nclass Own(Strategy): pass\n")
+    runs = [build([0.5 + 0.01 * seed], strategy=FULL, seed=seed) for seed in range(2)]
+    for accuracy, source in ((0.6, "a1"), (0.7, "b2")):
+        for seed in range(2):
+            run = build([accuracy + 0.02 * seed], strategy={"name": "changed_method:Own"}, seed=seed)
+            changed = changed_settings(run.config)
+            run = replace(run, folder=type(run.folder)(tmp_path / f"{source:0>8}-s{seed}"))
+            vars(run)["named_by"] = changed | {"strategy": changed["strategy"] | {"source": source}}
+            runs.append(run)
+    names = ["changed_method:Own, strategy.source=a1", "changed_method:Own, strategy.source=b2"]
+    pivot = pivot_of(compare(runs, Question()))
+    assert (pivot.methods, pivot.settings) == (("FedAvg", *names), ())
+    assert [cell.is_best for cell in pivot.cells.values()] == [False, False, True]
+    [sentence] = verdict_of(compare(runs, Question())).sentences[:1]
+    assert sentence.startswith("changed_method:Own, source=b2 71.0 against FedAvg 50.5: +20.5")
+    baseline = Baseline("strategy.source=a1", runs)
+    assert [runs.index(baseline.partner(run)) for run in runs] == [2, 3] * 3
+    with pytest.raises(ConfigError, match=r'strategy\.source is "a1" or "b2"$'):
+        Baseline("strategy.source=c3", runs)
 
 
 def test_a_setting_that_was_tuned_may_differ_in_a_pair(build: Build, tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], 
     """
     rows, free = comparison.rows, _free(comparison)
     known = [_settings_of(row) for row in rows]
+    if "strategy" in free:  # the source of a custom method, and what a file that it names contains, are part of it
+        free |= {key for key in known[0] if key.startswith("strategy.")}
     if comparison.question.by:
         return [({}, _methods(rows, known, free))]
     kept = [without(each, free) for each in known]
@@ -171,7 +173,10 @@ def _methods(rows: Sequence[Row], known: Sequence[Mapping[str, Any]], free: Coll
         names = labels
     else:
         differing = [key for key in known[0] if len({str(each[key]) for each in known}) > 1]
-        texts = [", ".join(describe(key, each[key], "=", differing) for key in differing) for each in known]
+        texts = [
+            ", ".join(describe(key, each[key], "=", differing) for key in differing if str(each[key]) != "-")
+            for each in known
+        ]
         names = [
             text if texts.count(text) == 1 else f"{text} {row.group.members[0].setting}"
             for text, row in zip(texts, rows, strict=True)

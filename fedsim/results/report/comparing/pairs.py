@@ -194,7 +194,7 @@ def _meant(name: str, labels: Sequence[tuple[str, str]], results: Sequence[Resul
     setting, equals, _ = name.partition("=")
     if equals and re.fullmatch(r"[\w.-]+", setting.strip()):
         check_setting(results, setting.strip(), "--baseline")
-        found = [flat(each.config.model_dump(mode="json")).get(setting.strip()) for each in results]
+        found = [_value(each, setting.strip()) for each in results]
         values = dict.fromkeys(as_toml(each) for each in found if each is not None)
         return f"{setting.strip()} is {' or '.join(values)}"
     strategies = CATALOGUES["strategies"]
@@ -205,8 +205,14 @@ def _meant(name: str, labels: Sequence[tuple[str, str]], results: Sequence[Resul
 
 
 def _has(result: Result, setting: str, text: str) -> bool:
-    value = flat(result.config.model_dump(mode="json")).get(setting)
+    value = _value(result, setting)
     return value is not None and _is_written(value, text)
+
+
+def _value(result: Result, setting: str) -> Any:
+    """Return the value of a setting, or of what is shown with the settings, such as ``strategy.source``."""
+    value = flat(result.config.model_dump(mode="json")).get(setting)
+    return result.shown_settings.get(setting) if value is None else value
 
 
 def _is_written(value: Any, text: str) -> bool:

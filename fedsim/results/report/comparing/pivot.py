@@ -21,7 +21,7 @@ Spread = Literal["std", "interval", "none"]
 SPREADS: tuple[Spread, ...] = ("std", "interval", "none")
 Key = tuple[str, ...]
 # Tables whose settings belong to a method: lines that differ in them are compared with each other.
-OF_METHODS = ("local", "participation")
+OF_METHODS = ("strategy", "local", "participation")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def pivot_of(comparison: Comparison, settings: Sequence[str] | None = None, colu
     """
     tuned = tuned_settings(comparison.results)
     varying = [key for key in comparison.rows[0].group.settings if key not in tuned]
-    settings = tuple(varying if settings is None else dict.fromkeys(settings))
+    swept = [key for key in varying if not key.startswith("strategy.")]
+    settings = tuple(swept if settings is None else dict.fromkeys(settings))
     for each in settings:
         if each in ("seed", "strategy", "strategy.name") or each.partition(".")[0] in WITHOUT_EFFECT:
             raise ConfigError(
