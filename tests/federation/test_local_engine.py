@@ -166,6 +166,29 @@ def test_an_error_of_the_engine_itself_ends_the_round(monkeypatch: pytest.Monkey
         assert ask(engine, range(3)) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("cohort", [1, 3])
+def test_a_full_disk_for_states_ends_the_round_and_takes_no_clients_state(
+    cohort: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:8])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def together(requests: list[tuple[Message, Context]]) -> list[Message]:
+        return [app(*request) for request in requests]
+
+    app = app_of(lambda client, content: None, CohortApp(cohort, together))
+    with LocalEngine(lambda: app, 4, workers=1, cache_bytes=1) as engine:
+        with monkeypatch.context() as full:
+            full.setattr(Path, "write_bytes", write)
+            for _ in range(2):
+                with pytest.raises(OSError, match=r"No space left on device: .*states.*\d\.safetensors"):
+                    ask(engine, range(2))
+        counts = ask(engine, range(3))  # the second may have been asked after the first had failed
+        assert counts in ([3, 2, 1], [3, 3, 1])
+
+
 def test_a_cohort_that_fails_is_tried_client_by_client() -> None:
     """Client 2 spoils every cohort that it is in."""
     tried = []

@@ -50,17 +50,22 @@ class Clients:
         return self._app.cohort if isinstance(self._app, CohortApp) else 1
 
     def answer(self, message: Message) -> Message:
-        """Return the client's reply; if it raises or returns nothing, an error reply with the reason."""
+        """Return the client's reply; if it raises or returns nothing, an error reply with the reason.
+
+        Raises
+        ------
+        OSError
+            If a state cannot be read or written: that is no failure of a client's, which the run could do without.
+        """
         client = message.metadata.dst_node_id
-        abandoned = self._abandoned.get(client, 0)
+        abandoned, context = self._abandoned.get(client, 0), self.context_of(client)
         try:
-            context = self.context_of(client)
-            reply = self._app(message, context)
-            self._keep(client, reply, context, abandoned)
+            reply = _checked(self._app(message, context))
         except Stopped:
             raise
         except BaseException as error:  # the caller decides what it means for the run, also of an exit
             return error_reply(message, reason_of(error), "" if is_expected(error) else traceback.format_exc())
+        self._keep(client, reply, context, abandoned)
         return reply
 
     def answer_all(self, messages: list[Message]) -> list[Message]:
@@ -113,9 +118,9 @@ class Clients:
             return [self.answer(message) for message in messages]
         clients = [message.metadata.dst_node_id for message in messages]
         abandoned = [self._abandoned.get(client, 0) for client in clients]
+        contexts = [self.context_of(client) for client in clients]
         try:
-            contexts = [self.context_of(client) for client in clients]
-            replies = self._app.together(list(zip(messages, contexts, strict=True)))
+            replies = [*map(_checked, self._app.together(list(zip(messages, contexts, strict=True))))]
         except Stopped:
             raise
         except BaseException as error:
@@ -128,8 +133,12 @@ class Clients:
         return replies
 
     def _keep(self, client: int, reply: Message, context: Context, abandoned: int) -> None:
-        if not isinstance(reply, Message):
-            raise ClientError(f"the client returned a {type(reply).__name__}; it must return a Message")
         with self._lock:
             if self._abandoned.get(client, 0) == abandoned and not reply.has_error():
                 self._states[client] = context.state
+
+
+def _checked(reply: Message) -> Message:
+    if not isinstance(reply, Message):
+        raise ClientError(f"the client returned a {type(reply).__name__}; it must return a Message")
+    return reply

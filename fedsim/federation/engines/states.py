@@ -149,9 +149,9 @@ class States:
             if oldest not in self._files:
                 self._spill = self._spill or Scratch("states")
                 path = self._spill.path / f"{oldest}.safetensors"
-                self._files[oldest] = str(path)
                 with about_file(path):
                     path.write_bytes(_encoded(self._cached[oldest]))
+                self._files[oldest] = str(path)
             self.held_bytes -= _size(self._cached.pop(oldest))
 
 
