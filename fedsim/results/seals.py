@@ -83,11 +83,15 @@ class Seal:
         ------
         DamagedError
             If it is missing, cannot be read, or has another content.
+        ConfigError
+            If its user must not read it, which is no damage.
         """
         try:
             found = seal_of(path, self.size if beginning else None)
         except FileNotFoundError:
             raise DamagedError(path, "is missing") from None
+        except PermissionError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); ask its owner for access") from error
         except OSError as error:
             raise DamagedError(path, f"cannot be read ({error.strerror})") from error
         if self.size not in (None, found.size):

@@ -105,7 +105,7 @@ def run_folders(paths: list[Path]) -> list[RunFolder]:
             raise ConfigError(
                 f"{path} is no folder; give run folders, or an experiment's folder such as runs/quickstart"
             )
-        runs = [each for each in _below(path, 3) if (each / "config.toml").is_file() or (each / "DONE").is_file()]
+        runs = list(_runs_below(path, 3))
         if not runs:
             raise ConfigError(
                 f"{path} holds no run; give run folders, or an experiment's folder such as runs/quickstart"
@@ -114,11 +114,13 @@ def run_folders(paths: list[Path]) -> list[RunFolder]:
     return sorted(found.values(), key=lambda folder: (folder.started, folder.path))
 
 
-def _below(path: Path, depth: int) -> Iterator[Path]:
-    """Yield a path and what is below it, without what is hidden: copies that are not whole yet, or that a kill left."""
-    yield path
-    for each in path.glob("[!.]*") if depth else ():
-        yield from _below(each, depth - 1)
+def _runs_below(path: Path, depth: int) -> Iterator[Path]:
+    """Yield the runs in a folder, without what is hidden: copies that are not whole yet, or that a kill left."""
+    if (path / "config.toml").is_file() or (path / "DONE").is_file():
+        yield path
+    elif depth:
+        for each in path.glob("[!.]*"):
+            yield from _runs_below(each, depth - 1)
 
 
 def _read(folder: RunFolder) -> Status:

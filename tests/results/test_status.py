@@ -1,5 +1,6 @@
 """How far a run is, read without disturbing it."""
 
+import errno
 import fcntl
 import json
 import math
@@ -14,9 +15,11 @@ from filelock import FileLock, Timeout
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
+from fedsim.results import seals
 from fedsim.results import status as module
 from fedsim.results.curves import Curves, Measured
 from fedsim.results.folder import RunFolder, metric_row
+from fedsim.results.reading import read_result
 from fedsim.results.status import is_running, run_folders, status_of
 
 OWN = Measured("personalised", "test", "accuracy", on_server=False)
@@ -163,3 +166,32 @@ def test_the_status_of_a_long_run_is_read_at_once(begun: RunFolder) -> None:
     began = time.monotonic()
     assert status_of(begun).value == 0.25
     assert time.monotonic() - began < 0.5
+
+
+def test_folders_within_a_run_that_its_owner_has_closed_do_not_matter(
+    begun: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun.checkpoints.mkdir()
+    is_file = Path.is_file
+
+    def closed(path: Path) -> bool:
+        if begun.checkpoints in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    for path in (begun.path, begun.path.parent, begun.path.parent.parent):
+        assert [folder.path for folder in run_folders([path])] == [begun.path]
+
+
+def test_a_file_that_its_owner_has_closed_is_not_called_damaged(
+    play: Callable[..., RunFolder], tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = play(tiny(rounds=1, barriers__every=0))
+
+    def closed(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(seals, "seal_of", closed)
+    with pytest.raises(ConfigError, match=r"jsonl cannot be read \(Permission denied\); ask its owner for access$"):
+        read_result(run)
