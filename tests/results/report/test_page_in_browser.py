@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser, path: Path) -> tuple[Page, list[str]]:
     """Return the page once its charts are drawn, and what it has asked for or complained about."""
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce")
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.add_init_script(CLIPBOARD)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
