@@ -282,10 +282,7 @@ def _with_name(on_round: Callable[[Round], None]) -> sweep.OnRound:
 def _callbacks(given: Any) -> list[Callback]:
     if not isinstance(given, Iterable) or isinstance(given, str):
         raise ConfigError(f"callbacks = {given!r} must be a list of callbacks")
-    try:
-        return [callback_of(each) for each in given]
-    except TypeError as error:
-        raise ConfigError(f"callbacks {error}") from error
+    return [callback_of(each) for each in given]
 
 
 def _paths(paths: Paths) -> list[Path]:

@@ -23,7 +23,7 @@ def check_overrides(owner: type, base: type, hooks: Collection[str]) -> None:
         where = f"{owner.__name__}.{name}"
         if name in hooks:
             expected = list(inspect.signature(getattr(base, name)).parameters)
-            if not _takes(method, len(expected)):
+            if not takes(method, len(expected)):
                 raise ConfigError(f"{where}{inspect.signature(method)} must take ({', '.join(expected)})")
         elif name not in known and (close := difflib.get_close_matches(name, hooks, n=1, cutoff=0.8)):
             raise ConfigError(
@@ -32,9 +32,12 @@ def check_overrides(owner: type, base: type, hooks: Collection[str]) -> None:
             )
 
 
-def _takes(method: Callable[..., Any], count: int) -> bool:
+def takes(method: Callable[..., Any], count: int) -> bool:
+    """Return whether a function can be called with that many arguments."""
     try:
         inspect.signature(method).bind(*[None] * count)
     except TypeError:
         return False
+    except ValueError:  # of what is not written in Python, nobody knows
+        return True
     return True

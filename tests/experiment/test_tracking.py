@@ -466,10 +466,28 @@ def test_an_exception_of_a_callback_fails_its_run_in_a_line_and_the_next_resumes
     assert callback.calls[:2] == ["start experiment after 1", "round 2 of 2, 2 on disk"]
 
 
-@pytest.mark.parametrize("given", [Calls, "mine:f", [Calls], [3]])
-def test_what_is_no_callback_is_refused(tmp_path: Path, given: Any) -> None:
-    with pytest.raises(fedsim.ConfigError, match="callbacks"):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Calls, "must be a list"),
+        ("mine:f", "must be a list"),
+        ([Calls], "not the class Calls; give an object of it"),
+        ([3], "not 3"),
+        ([lambda run: None], r"not .*<lambda>\(run\)"),
+    ],
+)
+def test_what_is_no_callback_is_refused(tmp_path: Path, given: Any, message: str) -> None:
+    with pytest.raises(fedsim.ConfigError, match=rf"^callbacks .*{message}"):
         fedsim.run(TINY, out=tmp_path, callbacks=given)
+
+
+def test_a_callback_with_a_misspelt_hook_or_other_arguments_is_no_class() -> None:
+    for hooks, message in (
+        ({"on_rounds": lambda self, run, summary: None}, "Other.on_rounds is no hook; did you mean 'on_round'?"),
+        ({"on_round": lambda self, run: None}, r"Other.on_round\(self, run\) must take \(self, run, summary\)"),
+    ):
+        with pytest.raises(fedsim.ConfigError, match=message):
+            type("Other", (fedsim.Callback,), hooks)
 
 
 def test_callbacks_of_a_script_run_in_its_process_and_refuse_more_jobs(tmp_path: Path) -> None:

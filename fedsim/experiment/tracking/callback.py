@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from fedsim.config import Config
 from fedsim.config.toml import flat
+from fedsim.errors import ConfigError
 from fedsim.experiment.finished import FinishedRun, Round
+from fedsim.training.overrides import check_overrides, takes
 
+HOOKS = ("on_run_start", "on_round", "on_run_end")
 OnRound = Callable[["ActiveRun", Round], None]
 
 
@@ -45,6 +49,10 @@ class ActiveRun:
 class Callback:
     """Base of callbacks. Override what you need; nothing that a callback does changes a number of the run."""
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        check_overrides(cls, Callback, HOOKS)
+
     def on_run_start(self, run: ActiveRun) -> None:
         """Begin: the run is about to start, or to resume."""
 
@@ -68,15 +76,20 @@ def callback_of(entry: Callback | OnRound) -> Callback:
 
     Raises
     ------
-    TypeError
-        If it is neither.
+    ConfigError
+        If it is neither, or a function of other arguments.
     """
     if isinstance(entry, Callback):
         return entry
-    if isinstance(entry, type) or not callable(entry):
-        what = f"the class {entry.__name__}; give an object of it" if isinstance(entry, type) else repr(entry)
-        raise TypeError(f"must hold objects of fedsim.Callback or functions of a run and a round, and holds {what}")
-    return _OfFunction(entry)
+    if isinstance(entry, type):
+        found = f"the class {entry.__name__}; give an object of it"
+    elif not callable(entry):
+        found = repr(entry)
+    elif not takes(entry, 2):
+        found = f"{name_of(_OfFunction(entry))}{signature(entry)}"
+    else:
+        return _OfFunction(entry)
+    raise ConfigError(f"callbacks must hold objects of fedsim.Callback or functions of a run and a round, not {found}")
 
 
 def name_of(callback: Callback) -> str:

@@ -32,7 +32,7 @@ def custom_callbacks(config: Config) -> list[Callback]:
         entry = load_custom(name, f"callbacks = [{name!r}]", BASE)
         try:
             found.append(callback_of(entry() if isinstance(entry, type) else entry))
-        except KeyboardInterrupt:
+        except (ConfigError, KeyboardInterrupt):
             raise
         except BaseException as error:
             raise ConfigError(
