@@ -78,7 +78,7 @@ def sorted_images(
     ValueError
         If the layout is in doubt, or a class has no training image.
     """
-    tree = _Tree(names, place, splits)
+    tree = _Tree(names, place, splits, 0 if layout == "auto" else len(layout.split("/")))
     levels = (tree.layout() if layout == "auto" else layout).split("/")
     found = {name: origin for name, origin in tree.origins(levels) if not name.endswith("/")}
     note = tree.check_rest(levels, found)
@@ -98,9 +98,9 @@ def sorted_images(
 
 
 class _Tree:
-    """The names of images and folders as parts, without a folder that holds all others."""
+    """The names of images and folders as parts, without a folder that holds all others and is none of the levels."""
 
-    def __init__(self, names: Sequence[str], place: Path, splits: tuple[str, str]) -> None:
+    def __init__(self, names: Sequence[str], place: Path, splits: tuple[str, str], levels: int) -> None:
         self._place, self._splits = place, splits
         parts = {name: PurePosixPath(name).parts for name in names}
         # Archives made on a Mac hold a hidden copy of each file.
@@ -108,7 +108,8 @@ class _Tree:
         self._images = {n: p for n, p in seen.items() if n.lower().endswith(SUFFIXES)}
         self._others = [n for n in seen if n.lower().endswith(UNKNOWN)]
         tops = {p[0] for p in self._images.values()}
-        around = int(len(tops) == 1 and not tops & set(splits) and all(len(p) > 1 for p in self._images.values()))
+        has_around = len(tops) == 1 and not tops & set(splits) and all(len(p) > 1 for p in self._images.values())
+        around = int(has_around and any(len(p) > 1 + levels for p in self._images.values()))
         self._images = {n: p[around:] for n, p in self._images.items()}
         self._folders = {n: p[around:] for n, p in seen.items() if n.endswith("/")}
 

@@ -144,6 +144,14 @@ def test_without_splits_every_fifth_image_of_a_class_of_a_site_is_for_the_test(t
     assert len({value % 5 for value in drawn.inputs[:, 1, 1, 1].tolist()}) > 1
 
 
+@pytest.mark.parametrize("around", ["", "everything/"])
+def test_one_site_is_a_site_also_in_a_folder_around_it(around: str, tmp_path: Path) -> None:
+    grow(tmp_path / "images", *(f"{around}art/{label}/{i}.png" for label in ("cat", "dog") for i in range(5)))
+    data = image_folder(path=str(tmp_path / "images"), layout="site/class")
+    assert data.classes == ("cat", "dog")
+    assert data.ids["site"].tolist() == [0] * 8
+
+
 def test_other_splits_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     grow(tmp_path / "images", *SITES, "A/val/cat/0.png", "logo.png", "__MACOSX/A/train/cat/._0.png")
     assert len(image_folder(path=str(tmp_path / "images")).train) == 10
