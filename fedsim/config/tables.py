@@ -166,18 +166,30 @@ class StrategyConfig(Choice):
 
 
 class StopConfig(Table):
-    """``[stop]``: end the run once the clients' personalised models no longer improve on their validation data.
+    """``[stop]``: end the run once the clients' personalised models are good enough, or no longer improve.
+
+    Both are decided by the mean over the clients on their validation data.
 
     Parameters
     ----------
     patience
-        Number of evaluations in a row without a better mean over the clients after which the run ends; 0 for never.
+        Number of evaluations in a row without a better mean after which the run ends; 0 for never.
+    target
+        Mean at which the run ends, such as 0.9 for an accuracy of 90 % (default: none).
     metric
         Metric that must improve; ``accuracy`` is the main metric of a task that has none.
     """
 
     patience: Annotated[int, Field(ge=0)] = 0
+    target: float | None = None
     metric: SelectingMetric = MAIN
+
+    @property
+    def by(self) -> str:
+        """The setting that may end the run, the first of them, as text; empty if none does."""
+        if self.patience:
+            return f"stop.patience = {self.patience}"
+        return "" if self.target is None else f"stop.target = {self.target:g}"
 
 
 class CheckpointsConfig(Table):

@@ -177,8 +177,10 @@ def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
             f"{fine_tuned_layers(federation, strategy)!r}: {cost.training_passes:,} examples forward and backward"
         )
     yield from predictions_note(federation)
+    metric = meant(config.stop.metric, (federation.task.main,))
+    if (target := config.stop.target) is not None:
+        yield f"stops once the clients' mean validation {metric} is {target:g} or better"
     if patience := config.stop.patience:
-        metric = meant(config.stop.metric, (federation.task.main,))
         yield f"stops once the clients' mean validation {metric} has not improved in {patience} evaluations in a row"
 
 

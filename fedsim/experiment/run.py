@@ -90,12 +90,9 @@ def _check_validation(federation: Federation, strategy: Strategy) -> None:
     """Check that clients have validation data where something is decided by them."""
     if len(federation.data.split.validation.indices):
         return
-    patience = federation.config.stop.patience
     remedy = "let partition.validation be 0.1"
-    if patience:
-        raise ConfigError(
-            f"stop.patience = {patience} needs validation data, but no client has any; {remedy}, or stop.patience 0"
-        )
+    if stops_by := federation.config.stop.by:
+        raise ConfigError(f"{stops_by} needs validation data, but no client has any; {remedy}, or leave it out")
     if strategy.client_rule.needs_validation:
         raise ConfigError(
             f"strategy.name = {method_name(federation.config)!r} decides by validation data, but no client has any; "

@@ -7,7 +7,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
 from fedsim.strategy import Strategy
 from fedsim.training.evaluation import cross_entropies
-from fedsim.training.metrics import MAIN, METRICS, OWN_NAME, metric_of
+from fedsim.training.metrics import MAIN, METRICS, OWN_NAME, meant, metric_of
 
 
 def check_task(federation: Federation, strategy: Strategy) -> None:
@@ -77,7 +77,7 @@ def _check_neighbours(federation: Federation) -> None:
 def _check_metrics(federation: Federation) -> None:
     config, task = federation.config, federation.task.name
     asked = [("evaluation.metrics holds", name) for name in config.evaluation.metrics]
-    asked += [("stop.metric =", config.stop.metric)] if config.stop.patience and config.stop.metric != MAIN else []
+    asked += [("stop.metric =", config.stop.metric)] if config.stop.by and config.stop.metric != MAIN else []
     for where, name in asked:
         if OWN_NAME.fullmatch(name) and name not in config.metric.measured:
             given = ", ".join(config.metric.measured) or "nothing, as it names no metric"
@@ -85,3 +85,6 @@ def _check_metrics(federation: Federation) -> None:
         if task not in metric_of(name).tasks:
             known = ", ".join(each.name for each in METRICS.values() if task in each.tasks)
             raise ConfigError(f"{where} {name!r}, which the task {task!r} does not have; its metrics are: {known}")
+    target, metric = config.stop.target, meant(config.stop.metric, (federation.task.main,))
+    if target is not None and metric_of(metric).unit == "share" and not 0 < target <= 1:
+        raise ConfigError(f"stop.target = {target:g} must be from 0 to 1, as {metric} is, such as 0.9 for 90 %")

@@ -131,7 +131,7 @@ class Federation:
     def metrics(self) -> tuple[str, ...]:
         """The metrics that are measured besides the loss and the main metric of the task."""
         config = self.config
-        stop = [config.stop.metric] if config.stop.patience else []
+        stop = [config.stop.metric] if config.stop.by else []
         main = (LOSS, MAIN, self.task.main)
         asked = (*config.evaluation.metrics, *config.metric.measured, *stop)
         return tuple(dict.fromkeys(name for name in asked if name not in main))

@@ -58,6 +58,11 @@ def reason_to_stop(means: Mapping[int, float], settings: StopConfig, metric: str
         The metric of the means, if it is not the one that ``[stop]`` names.
     """
     metric = settings.metric if metric is None else metric
+    if settings.target is not None:
+        sign = 1 if metric_of(metric).higher_is_better else -1
+        if reached := [each for each, mean in means.items() if sign * mean >= sign * settings.target]:
+            found = f"was {means[reached[0]]:.4f} in round {reached[0]}"
+            return f"the clients' mean validation {metric} {found} (stop.target = {settings.target:g})"
     if not settings.patience or not means:
         return None
     best = best_round(means, metric)

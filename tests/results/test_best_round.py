@@ -131,9 +131,9 @@ def test_the_bar_of_all_runs_counts_the_rounds_that_are_not_played() -> None:
         assert total.completed == 10
 
 
-def stop_after(values: list[float], patience: int, metric: str = "accuracy") -> int | None:
+def stop_after(values: list[float], patience: int, metric: str = "accuracy", target: float | None = None) -> int | None:
     """Return the evaluation after which a run ends, counted from 1."""
-    settings = StopConfig.model_validate({"patience": patience, "metric": metric})
+    settings = StopConfig.model_validate({"patience": patience, "metric": metric, "target": target})
     for count in range(1, len(values) + 1):
         if reason_to_stop(dict(enumerate(values[:count], 1)), settings):
             return count
@@ -158,6 +158,36 @@ def test_patience_counts_evaluations_since_the_best_one(
     values: list[float], patience: int, metric: str, expected: int | None
 ) -> None:
     assert stop_after(values, patience, metric) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "metric", "expected"),
+    [
+        ([0.1, 0.8, 0.95, 0.7], 0.9, "accuracy", 3),
+        ([0.1, 0.9], 0.9, "accuracy", 2),
+        ([0.4, 0.3, 0.2], 0.3, "loss", 2),
+        ([math.nan, 0.2], 0.9, "accuracy", None),
+        ([-2.0, -1.0], -1.5, "own:margin", 2),
+    ],
+)
+def test_a_target_ends_the_run_where_it_is_first_reached(
+    values: list[float], target: float, metric: str, expected: int | None
+) -> None:
+    assert stop_after(values, 0, metric, target) == expected
+
+
+def test_a_run_with_a_target_is_the_beginning_of_one_without(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    settings = {"rounds": 4, "barriers": {"every": 0}, "partition__validation": 0.3}
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    summaries_of(tiny(**settings), whole)
+    means = validation_means(read_rows(whole.metrics).to_dict("records"), "loss")
+    assert means[1] > means[2] > means[3]
+    config = tiny(**settings, stop={"target": means[2], "metric": "loss"})
+    assert [bool(summary.stopped) for summary in summaries_of(config, stopped)] == [False, True]
+    assert whole.metrics.read_bytes().startswith(stopped.metrics.read_bytes())
+    assert f"loss was {means[2]:.4f} in round 2 (stop.target = " in stopped.log.read_text()
+    with pytest.raises(ConfigError, match=r"stop.target = 90 must be from 0 to 1, as accuracy is"):
+        experiment.prepare(tiny(**settings, stop={"target": 90.0}))
 
 
 def test_the_best_round_is_the_first_of_the_best() -> None:

@@ -152,7 +152,7 @@ def _check_same(config: Config, shorter: RunFolder, rounds: int, *, accept_versi
         raise _ObstacleError(f"device was {before.get('device')} and is {now['device']}")
     if config.engine.cohort not in ("auto", before["cohort"]):
         raise _ObstacleError(f"its cohort was {before['cohort']} and engine.cohort is {config.engine.cohort}")
-    if checkpoints.newest() < rounds and not config.stop.patience:
+    if checkpoints.newest() < rounds and not config.stop.by:
         raise _ObstacleError("its last checkpoint is not of its last round")
 
 

@@ -194,7 +194,7 @@ def _subtitle(result: Result) -> str:
         _training(config.local),
         f"seed {config.seed}",
     ]
-    if config.stop.patience:
+    if config.stop.by:
         metric = result.meant(config.stop.metric)
         means = validation_means(result.metrics.to_dict("records"), metric)
         reason = reason_to_stop(means, config.stop, metric) if result.evaluated < config.rounds else None
