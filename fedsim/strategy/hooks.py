@@ -15,7 +15,7 @@ from fedsim.models.params import Params, combine, flatten, unflatten
 from fedsim.strategy.exchange import Exchange
 from fedsim.strategy.measurable import ClientBarrier, Measurable
 from fedsim.strategy.memory import Memory, check_memory
-from fedsim.strategy.options import Count, Decay, Declared, Setting, check_client_rule, check_options, declared, schema
+from fedsim.strategy.options import Count, Decay, Declared, Setting, check_method, check_options, declared, schema
 from fedsim.strategy.participants import draw_unseen, drawn_participants
 from fedsim.strategy.updates import ClientUpdate, Received, check_average
 from fedsim.training import ClientRule, LocalPlan, Sets
@@ -125,7 +125,7 @@ class Hooks:
         if shared is not None:
             text = "Layer group that is averaged, in the layer language."
             cls.group = Declared(shared, text, name="shared")  # type: ignore[assignment]
-        check_client_rule(cls, cls.client_rule)
+        check_method(cls, cls.client_rule)
         check_overrides(cls, Hooks, HOOKS)
 
     group: LayerGroup

@@ -20,6 +20,10 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
 GIVEN = ("model", "inputs")  # parameters of a method's constructor that the run supplies
+ATTRIBUTES = (  # of each method, which an option of the same name would lose its value to
+    *("layers", "group", "parameters", "model", "inputs", "server_data", "training_loss", "global_model", "memory"),
+    *("clients", "exchange"),
+)
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,36 @@ def check_options(owner: type, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(values, name) for name in known}
 
 
-def check_client_rule(strategy: type, rule: object) -> None:
-    """Check that a strategy names the class of its clients' rule, and declares the options that this reads.
+def check_method(strategy: type, rule: object) -> None:
+    """Check the options that a strategy declares, that it names its clients' rule, and that this reads none besides.
 
     Raises
     ------
     ConfigError
-        If it does not.
+        If something is wrong.
     """
+    _check_declared(strategy)
+    _check_client_rule(strategy, rule)
+
+
+def _check_declared(owner: type) -> None:
+    """Check that the options of a class have types, and names that nothing else of a method has."""
+    hints = inspect.get_annotations(owner)
+    for name, option in vars(owner).items():
+        if not isinstance(option, Declared) or option.by_run or option.name:
+            continue
+        before = getattr(super(owner, owner), name, None)
+        by_run = isinstance(before, Declared) and before.by_run
+        if name in ATTRIBUTES or by_run or callable(before) or isinstance(before, property):
+            raise ConfigError(
+                f"{owner.__name__} declares an option {name!r}, which every method has; rename the option"
+            )
+        if name not in hints and not isinstance(before, Declared):
+            text = f"{name}: float = Option(...)"
+            raise ConfigError(f"{owner.__name__} declares an option {name!r} without a type; write one, as in {text}")
+
+
+def _check_client_rule(strategy: type, rule: object) -> None:
     if not (isinstance(rule, type) and issubclass(rule, ClientRule)):
         raise ConfigError(
             f"{strategy.__name__}.client_rule must be the class of the clients' rule, as in client_rule = MyRule, and "

@@ -251,3 +251,16 @@ def test_hooks_work_where_flower_is_not_installed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("2.0\n", "")
+
+
+def test_an_option_has_a_type_and_a_name_that_no_part_of_a_method_has() -> None:
+    taken = {name for name in vars(Strategy(net())) if not name.startswith("_")}
+    for name in (*taken, "shared", "average", "dtype", "option_schema", "configure_train"):
+        with pytest.raises(ConfigError, match=f"^Own declares an option '{name}', which every method has; rename"):
+            type("Own", (Strategy,), {name: Option(1.0, "Weight."), "__annotations__": {name: float}})
+    with pytest.raises(
+        ConfigError, match=r"^Own declares an option 'pull' without a type; write one, as in pull: float"
+    ):
+        type("Own", (Strategy,), {"pull": Option(1.0, "Weight.")})
+    again = type("Own", (Declared,), {"pull": Option(0.7, "Weight.")})
+    assert again(net()).pull == 0.7  # type: ignore[attr-defined]
