@@ -34,6 +34,7 @@ LINKED = PAGES | {
     [
         [],
         ['strategy={name="my_strategy:Memory", warmup=3}'],
+        ['strategy={name="my_labels:Similar"}', "engine.cohort=4"],
         ['strategy={name="my_flower:Median", shared="body"}'],
         ['partition={scheme="my_partition:sorted_cuts"}'],
         ['features={skew="my_skew:darker"}'],
@@ -49,7 +50,7 @@ def test_its_experiment_runs_with_each_of_its_own_parts(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    assert len(FILES) == 10
+    assert len(FILES) == 11
     if changes:  # the pages of the experiment itself are drawn
         request.getfixturevalue("plain_pages")
     for name, content in FILES.items():
