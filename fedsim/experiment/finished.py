@@ -138,6 +138,10 @@ class Runs(Sequence[FinishedRun]):
     def __getitem__(self, index: int | slice) -> "FinishedRun | Runs":
         return Runs(self._runs[index]) if isinstance(index, slice) else self._runs[index]
 
+    def __add__(self, others: Iterable[FinishedRun]) -> "Runs":
+        """Return these runs and others after them."""
+        return Runs((*self, *others))
+
     def __repr__(self) -> str:
         return f"{len(self)} runs\n{text_of(_table(self))}" if self else "no runs"
 

@@ -78,7 +78,7 @@ def test_runs_are_read_again_from_texts_and_paths(runs: fedsim.Runs) -> None:
     folder = runs[0].path.parent
     for paths in (str(folder), folder, [run.path for run in runs], [str(run.path) for run in runs]):
         read = fedsim.load(paths)
-        assert [run.path for run in read] == [run.path for run in runs]
+        assert [run.path for run in read] == [run.path for run in runs] == [run.path for run in runs[:1] + runs[1:]]
         pd.testing.assert_frame_equal(read[0].metrics, runs[0].metrics)
 
 
