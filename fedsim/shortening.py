@@ -76,6 +76,12 @@ def with_and(texts: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(texts[:-1])]), texts[-1]])
 
 
+def a_type(value: object) -> str:
+    """Return a value's type as a sentence has it, such as ``an int``."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
 def from_to(values: Iterable[float]) -> str:
     """Return the range of whole numbers, such as ``3 to 1,200``, or the number if there is only one."""
     found = sorted({*map(int, values)})

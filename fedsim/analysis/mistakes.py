@@ -11,6 +11,7 @@ from fedsim.analysis.data import Data
 from fedsim.analysis.models import Models
 from fedsim.errors import OURS, error_line, is_of_the_user, message_of
 from fedsim.models.copies import loaded
+from fedsim.shortening import a_type
 from fedsim.training.evaluation import cross_entropies
 from fedsim.training.targets import IGNORED
 
@@ -63,7 +64,7 @@ def _check(models: Models, inputs: Tensor, data: Data | None, cause: Exception) 
             return
         if not isinstance(outputs, Tensor):
             raise ValueError(
-                f"the model returns a {type(outputs).__name__}; barriers need a tensor of outputs, so wrap the model"
+                f"the model returns {a_type(outputs)}; barriers need a tensor of outputs, so wrap the model"
             ) from cause
         _check_losses(outputs, data, cause)
 

@@ -19,6 +19,7 @@ from fedsim.data.tasks import with_task
 from fedsim.errors import ConfigError, error_line
 from fedsim.models.layers import LayerGroup
 from fedsim.options import as_toml
+from fedsim.shortening import a_type
 from fedsim.strategy import ClientRule, Phase, Strategy
 from fedsim.strategy.factor_checks import check_factors
 from fedsim.strategy.forgotten import check_stateless
@@ -139,7 +140,7 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
         plan = strategy.local_plan(server_round)
         if not isinstance(plan, LocalPlan):
             raise ConfigError(
-                f"{where}: local_plan({server_round}) returns a {type(plan).__name__}; it must be a LocalPlan, such as "
+                f"{where}: local_plan({server_round}) returns {a_type(plan)}; it must be a LocalPlan, such as "
                 "LocalPlan((Phase('head'), Phase('body')))"
             )
         for phase in plan.phases:

@@ -19,6 +19,7 @@ from fedsim.config.sources import RUNNING, find_module
 from fedsim.errors import ConfigError, is_the_users
 from fedsim.lazy import Place
 from fedsim.packages import OURS
+from fedsim.shortening import a_type
 
 GROUP = "fedsim"  # of the entry points by which an installed package offers its code
 RULE = (
@@ -88,17 +89,17 @@ def check_entry(entry: Any, makes: Place | None, *, classes_only: bool) -> None:
     """
     kind = "a class" if classes_only else "a function or a class" if makes else "a function"
     if not callable(entry):
-        raise ConfigError(f"must be {kind}, not a {type(entry).__name__}")
+        raise ConfigError(f"must be {kind}, not {a_type(entry)}")
     module, file = _defined_in(entry)
     if not _is_trusted(module, file):
         raise ConfigError(f"is code of {_owner(module)}, {RULE}")
     if _is_made(entry, makes):
-        raise ConfigError(f"must be {kind}, not a {type(entry).__name__} that is already built")
+        raise ConfigError(f"must be {kind}, not {a_type(entry)} that is already built")
     is_class = isinstance(entry, type)
     fits = (makes and issubclass(entry, makes.load())) if is_class else not classes_only
     if not fits:
         wanted = ["a function"] * (not classes_only) + ([f"a subclass of {makes.module}.{makes.name}"] if makes else [])
-        found = entry.__name__ if is_class else f"a {type(entry).__name__}"
+        found = entry.__name__ if is_class else a_type(entry)
         is_flowers = is_class and any(each.__module__.startswith("flwr.") for each in entry.__mro__)
         hint = "; a FlowerRule can hold a strategy of Flower" if classes_only and is_flowers else ""
         raise ConfigError(f"must be {' or '.join(wanted)}, not {found}{hint}")

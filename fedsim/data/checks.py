@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.data.target_checks import check_labels, check_target_kind, first_with
 from fedsim.data.tasks import task_of
+from fedsim.shortening import a_type
 
 # Numbers of channels of an image.
 CHANNELS = (1, 3, 4)
@@ -67,7 +68,7 @@ def looks_channels_last(inputs: Tensor | np.ndarray) -> bool:
 
 def _check_tensors(examples: Any, where: str) -> None:
     if not isinstance(examples, Examples):
-        raise ValueError(f"{where} is a {type(examples).__name__}; give fedsim.data.Examples(inputs, targets)")
+        raise ValueError(f"{where} is {a_type(examples)}; give fedsim.data.Examples(inputs, targets)")
     for what, values in (("inputs", examples.inputs), ("targets", examples.targets)):
         if not isinstance(values, Tensor) or not values.ndim:
             give = f"torch.from_numpy({what})" if isinstance(values, np.ndarray) else f"torch.tensor({what})"

@@ -21,6 +21,7 @@ from fedsim.data.identity import identity_of
 from fedsim.data.image_cache import cached
 from fedsim.data.pictures import pixels_of
 from fedsim.errors import error_line
+from fedsim.shortening import a_type
 
 PARTS = ("train", "test")
 # Number of examples that are read twice: a flip of every other image goes unnoticed once in 65,536 times.
@@ -73,7 +74,7 @@ def as_dataset(found: object, name: str, task: str = "auto", code: Sequence[str]
         return dataset_from(_as_arrays(found, name), name, name, channels="first", task=task)
     parts = dict(zip(PARTS, found, strict=False)) if isinstance(found, tuple | list) and len(found) == 2 else found
     if not isinstance(parts, Mapping) or set(parts) != set(PARTS):
-        given = f"a {type(found).__name__}" + (f" of {len(found)}" if isinstance(found, tuple | list) else "")
+        given = a_type(found) + (f" of {len(found)}" if isinstance(found, tuple | list) else "")
         raise ValueError(f"{name!r} returns {given}; {GIVE}")
     if all(isinstance(part, tuple) and len(part) == 2 and _is_array(part[0]) for part in parts.values()):
         content = {
@@ -114,7 +115,7 @@ def _checked(part: object, where: str) -> MapStyle:
             f"{where} is a DataFrame; give (frame[features], frame[target]), or its file by [data] name = 'table'"
         )
     if isinstance(part, IterableDataset) or not isinstance(part, MapStyle):
-        kind = "an iterable data set" if isinstance(part, Iterable) else f"a {type(part).__name__}"
+        kind = "an iterable data set" if isinstance(part, Iterable) else a_type(part)
         if isinstance(part, DataLoader):
             raise ValueError(f"{where} is a DataLoader, and fedsim makes the batches; give its .dataset")
         raise ValueError(f"{where} is {kind}; give one with __len__ and __getitem__, such as list(...) of its examples")

@@ -9,6 +9,7 @@ from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
+from fedsim.shortening import a_type
 from fedsim.training.metrics import LOWER, OWN
 from fedsim.training.tasks import OWN_METRICS
 
@@ -41,7 +42,7 @@ def make_metric(config: Config) -> Measure | None:
             return {names[0]: _number(found, chosen.name)}
         plain = {name.removeprefix(OWN).removesuffix(LOWER): name for name in names}
         if not isinstance(found, Mapping) or set(found) != set(plain):
-            what = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"the type {type(found).__name__}"
+            what = ", ".join(map(str, found)) if isinstance(found, Mapping) else a_type(found)
             raise ConfigError(
                 f"metric.name = {chosen.name!r} returns {what or 'nothing'}, not {', '.join(plain)}; return a "
                 "dictionary of what metric.gives names, or change that"
@@ -72,6 +73,6 @@ def _number(value: object, name: str) -> float:
     except (TypeError, ValueError, RuntimeError) as error:
         shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
         raise ConfigError(
-            f"metric.name = {name!r} returns the type {type(value).__name__}{shape} and not a number; return a float, "
+            f"metric.name = {name!r} returns {a_type(value)}{shape} and not a number; return a float, "
             "NaN where it is not defined"
         ) from error

@@ -28,6 +28,7 @@ from fedsim.models.frozen import frozen_keys, unsettle_
 from fedsim.models.layers import describe_
 from fedsim.models.parametrised import parametrise_
 from fedsim.models.ranks import deal_ranks_
+from fedsim.shortening import a_type
 from fedsim.training.dropout import seeded_dropout_
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def make_model(config: Config, dataset: Dataset, sizes: np.ndarray) -> nn.Module
         shape = f"inputs of shape {dataset.shape}"
         raise ConfigError(f"{where} cannot be built for {shape}: {error_line(error)}") from error
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
-        raise ConfigError(f"{where} gives a {type(model).__name__}; it must be a torch.nn.Module with parameters")
+        raise ConfigError(f"{where} gives {a_type(model)}; it must be a torch.nn.Module with parameters")
     seeded_dropout_(model)
     _order_images_(model, dataset)
     writes = _check_forward(_copy(model, where).eval(), dataset, 2, where)
@@ -236,7 +237,7 @@ def _check_outputs(outputs: Any, dataset: Dataset, n: int, where: str) -> None:
     fits = [expected, (n,)] if are_numbers and dataset.outputs == 1 else [expected]
     if not isinstance(outputs, Tensor):
         raise ConfigError(
-            f"{where} maps {n} inputs to a {type(outputs).__name__}; it must be one tensor, {expected}: let forward "
+            f"{where} maps {n} inputs to {a_type(outputs)}; it must be one tensor, {expected}: let forward "
             f"return {'the predictions' if are_numbers else 'the logits'} alone"
         )
     shape = tuple(outputs.shape)

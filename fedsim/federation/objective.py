@@ -11,6 +11,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, error_line
 from fedsim.options import as_toml, by_name
+from fedsim.shortening import a_type
 from fedsim.training.losses import Loss, loss_of
 from fedsim.training.targets import labels_of
 from fedsim.training.tasks import LOSSES, TASKS
@@ -80,7 +81,7 @@ def check_custom(config: Config, dataset: Dataset, model: nn.Module, loss: Loss)
         shapes = f"outputs of shape {tuple(outputs.shape)} and targets of {tuple(examples.targets.shape)}"
         raise ConfigError(f"{where} does not take {shapes}: {error_line(error)}") from error
     if not isinstance(losses, Tensor) or losses.shape != (TRIED,):
-        found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+        found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else a_type(losses)
         has_more = isinstance(losses, Tensor) and losses.ndim > 1 and len(losses) == TRIED
         how = "losses.flatten(1).mean(1) is" if has_more else "torch's losses do with reduction='none'"
         raise ConfigError(

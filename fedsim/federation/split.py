@@ -11,6 +11,7 @@ from fedsim.data.flower_partitioners import LABEL, PREFIX
 from fedsim.data.tasks import quantile_bins, task_of
 from fedsim.errors import ConfigError
 from fedsim.seeds import rng
+from fedsim.shortening import a_type
 from partitions import Partition, Split, hold_out
 from partitions.iid import iid
 
@@ -158,7 +159,7 @@ def _partition(config: Config, dataset: Dataset, chosen: np.ndarray) -> Partitio
     partition = making.make_partition(config, labels[chosen], ids, rng(config.seed, "partition"))
     if not isinstance(partition, Partition | Split):
         raise ConfigError(
-            f"partition.scheme = {config.partition.scheme!r} gives a {type(partition).__name__}; it must be a "
+            f"partition.scheme = {config.partition.scheme!r} gives {a_type(partition)}; it must be a "
             "Partition or Split, such as Partition.from_owners(owners, clients) with the client of each example"
         )
     if len(partition) != config.clients:

@@ -14,7 +14,7 @@ from fedsim.models.files import read_file
 from fedsim.models.params import Params, first_keys
 from fedsim.models.places import Place, is_optional, places_of
 from fedsim.models.tensors import is_same
-from fedsim.shortening import first_few
+from fedsim.shortening import a_type, first_few
 
 NAMED = 5  # of several sets of weights, how many a message names
 LISTED = 3  # of several entries
@@ -101,7 +101,7 @@ def _parts(path: Path) -> tuple[Path, str]:
 
 def _described(content: Any) -> str:
     if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
+        return a_type(content)
     return f"a dict with {', '.join(map(repr, list(content)[:5]))}" if content else "an empty dict"
 
 

@@ -29,6 +29,7 @@ from torch import nn
 
 from fedsim.errors import RunError
 from fedsim.models.params import Params
+from fedsim.shortening import a_type
 from fedsim.strategy import ClientUpdate, Strategy, messages
 from fedsim.strategy.options import Option
 
@@ -62,9 +63,7 @@ class FlowerRule(Strategy, shared="all"):
     def __init__(self, model: nn.Module, rule: FedAvg, **options: Any) -> None:
         super().__init__(model, **options)
         if not isinstance(rule, FedAvg):
-            raise TypeError(
-                f"a {type(rule).__name__} is no Flower strategy that averages arrays; give one, or its name"
-            )
+            raise TypeError(f"{a_type(rule)} is no Flower strategy that averages arrays; give one, or its name")
         self.flower = copy.copy(rule)
         self.flower.fraction_train = 0.0  # to be told about a round, it needs no clients to choose from
 
@@ -124,7 +123,7 @@ class FlowerRule(Strategy, shared="all"):
             has_arrays = any(isinstance(part, (np.ndarray, torch.Tensor, Array, ArrayRecord)) for part in parts)
             if name not in saved and has_arrays and before.get(name) is not value:
                 raise RunError(
-                    f"Flower's {type(self.flower).__name__} keeps self.{name}, a {type(value).__name__} that no "
+                    f"Flower's {type(self.flower).__name__} keeps self.{name}, {a_type(value)} that no "
                     "checkpoint would have; keep a dict or list of NumPy arrays"
                 )
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.errors import RunError
+from fedsim.shortening import a_type
 
 # Branches are named by text.
 Memory = dict[str, Any]
@@ -25,4 +26,4 @@ def check_memory(tree: Mapping[Any, Any], where: str) -> None:
         if isinstance(value, dict):
             check_memory(value, f"{where}[{name!r}]")
         elif not isinstance(value, Tensor):
-            raise RunError(f"{where}[{name!r}] is a {type(value).__name__}; it must be a tensor or a dict of them")
+            raise RunError(f"{where}[{name!r}] is {a_type(value)}; it must be a tensor or a dict of them")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fedsim.errors import ConfigError
 from fedsim.options import as_toml, can_be_set, explain_rule, suggest
+from fedsim.shortening import a_type
 from fedsim.training import ClientRule
 
 Positive = Annotated[float, Gt(0)]
@@ -162,7 +163,7 @@ def _check_client_rule(strategy: type, rule: object) -> None:
     if not (isinstance(rule, type) and issubclass(rule, ClientRule)):
         raise ConfigError(
             f"{strategy.__name__}.client_rule must be the class of the clients' rule, as in client_rule = MyRule, and "
-            f"is a {type(rule).__name__}"
+            f"is {a_type(rule)}"
         )
     known = [option.name or attribute for attribute, option in declarations(strategy).items()]
     needed = {name for name in rule.reads() if not hasattr(rule, name)}

@@ -11,6 +11,7 @@ from fedsim.errors import DivergedError, RunError
 from fedsim.models.layers import Layers
 from fedsim.models.params import Params, is_finite
 from fedsim.models.tensors import name_type
+from fedsim.shortening import a_type
 from fedsim.training.checked import not_tensors
 
 SQUARES_OVERFLOW = 1e15  # norm from which squares of single values may soon leave the range of float32
@@ -190,7 +191,7 @@ def check_average(averaged: object, model: Params, where: str) -> Params:
 def check_part(part: object, model: Params, where: str) -> Params:
     """Check entries of a model as `check_average`, which may not be finite."""
     if not isinstance(part, Mapping):
-        raise RunError(f"{where} returns a {type(part).__name__}; it must be a dict of entries of the model")
+        raise RunError(f"{where} returns {a_type(part)}; it must be a dict of entries of the model")
     for key, value in part.items():
         if key not in model:
             raise RunError(f"{where} returns {key!r}, which is no entry of the model: {', '.join(model)}")
@@ -202,7 +203,7 @@ def check_part(part: object, model: Params, where: str) -> Params:
 def check_sets(sets: object, taken: Collection[str], where: str) -> Mapping[str, Params]:
     """Check named parameter sets for a client, none of which may have a name that is taken."""
     if not isinstance(sets, Mapping):
-        raise RunError(f"{where} returns a {type(sets).__name__}; it must be a dict of parameter sets by name")
+        raise RunError(f"{where} returns {a_type(sets)}; it must be a dict of parameter sets by name")
     for name, entries in sets.items():
         if name in taken:
             raise RunError(f"{where} returns a set {name!r}, which messages use already; give it another name")

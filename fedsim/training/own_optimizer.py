@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.models.params import Params, dense, laid_out_as
+from fedsim.shortening import a_type
 from fedsim.training.clipping import clipped
 from fedsim.training.learner import Learner
 from fedsim.training.parameter_groups import ParameterGroup
@@ -67,7 +68,7 @@ class OwnOptimizer:
             [{"params": each, "lr_scale": scale} for scale, each in together.items()], self._settings.lr
         )
         if not isinstance(self._optimizer, torch.optim.Optimizer):
-            raise ValueError(f"gives a {type(self._optimizer).__name__}, and must give a torch.optim.Optimizer")
+            raise ValueError(f"gives {a_type(self._optimizer)}, and must give a torch.optim.Optimizer")
         taken = {leaf for group in self._optimizer.param_groups for leaf in group["params"]}
         if left := [name for name, leaf in leaves.items() if leaf not in taken]:
             raise ValueError(f"leaves out {left[0]}; give the optimiser all of params")
@@ -114,9 +115,7 @@ class OwnOptimizer:
             kept = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
             self._state[f"{slot}{NUMBER}/{self._of}{name}"] = kept
         elif value is not None:
-            raise ValueError(
-                f"keeps a {type(value).__name__} as {slot!r} of a parameter; let it keep tensors and numbers there"
-            )
+            raise ValueError(f"keeps {a_type(value)} as {slot!r} of a parameter; let it keep tensors and numbers there")
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         """Return what is kept, by parameter and slot."""

@@ -588,7 +588,7 @@ def bad_labels():
         ("model", "PairInTraining", 2, "trained on 2 examples, maps 2 inputs to a tuple"),
         ("features", "crops", 2, r"into torch.float32 \(\d+, 1, 4, 8\); it must keep type and shape"),
         ("features", "wants_two", 2, "cannot be called with inputs, client, clients, rng"),
-        ("data", "no_data", 2, r"its train set is a int; give one with __len__"),
+        ("data", "no_data", 2, r"its train set is an int; give one with __len__"),
         ("data", "bad_labels", 2, "'bad': its training set has the label 19; labels must be from 0 to 1"),
     ],
 )

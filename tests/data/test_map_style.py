@@ -243,7 +243,7 @@ def test_an_experiment_names_the_function(tmp_path: Path, monkeypatch: pytest.Mo
     forget_changed(["my_pairs:load"])
     make_dataset(DataConfig.model_validate({"name": "my_pairs:load", "classes": 4}))
     assert len(caches()) == 2
-    with pytest.raises(ConfigError, match=r"^\[data\] 'my_pairs:nothing' returns a int; return a fedsim"):
+    with pytest.raises(ConfigError, match=r"^\[data\] 'my_pairs:nothing' returns an int; return a fedsim"):
         make_dataset(DataConfig(name="my_pairs:nothing"))
 
 

@@ -81,10 +81,10 @@ def test_it_is_compared_by_what_is_better_and_names_the_run(own: Callable[..., C
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("each", {}, r"returns the type Tensor of shape \(\d+,\) and not a number; return a float"),
-        ("text", {}, "returns the type str and not a number"),
+        ("each", {}, r"returns a Tensor of shape \(\d+,\) and not a number; return a float"),
+        ("text", {}, "returns a str and not a number"),
         ("both", {}, "returns right, nats, often, not both; return a dictionary of what metric.gives names"),
-        ("right", {"options": {"gives": ["a", "b"]}}, "returns the type Tensor, not a, b; return a dictionary"),
+        ("right", {"options": {"gives": ["a", "b"]}}, "returns a Tensor, not a, b; return a dictionary"),
         ("wrong", {}, r"KeyError: 'f1' \(own_metrics.py, line 20\)"),
         ("right", {"options": {"scale": 1}}, "unknown key 'metric.scale'"),
         ("right", {"options": {"gives": ["a:up"]}}, "gives must hold names such as top5 or brier:lower, .*'?a:up"),

@@ -90,7 +90,7 @@ def test_a_stopped_run_continues_with_what_it_kept(own: Callable[..., Config], p
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("nothing", {}, "gives a int, and must give a torch.optim.Optimizer"),
+        ("nothing", {}, "gives an int, and must give a torch.optim.Optimizer"),
         ("closed", {}, r"TypeError: .*closure"),
         ("wrong", {}, r"KeyError: 'lr' \(own_optimizers.py, line 27\)"),
         ("sgd", {"local__momentum": 0.9}, r"local.momentum = 0.9: belongs to 'sgd', 'adam' and 'adamw'"),

@@ -202,7 +202,7 @@ def test_memory_is_saved_and_taken_back() -> None:
     [
         ({"seen": {3: torch.ones(1)}}, r"Hooks\.memory\['seen'\] has the key 3; it must be text"),
         ({"a/b": torch.ones(1)}, r"has the key 'a/b'; it must be text without '/'"),
-        ({"rounds": 3}, r"Hooks\.memory\['rounds'\] is a int; it must be a tensor"),
+        ({"rounds": 3}, r"Hooks\.memory\['rounds'\] is an int; it must be a tensor"),
     ],
 )
 def test_memory_that_a_checkpoint_would_not_give_back_is_refused(memory: dict, message: str) -> None:

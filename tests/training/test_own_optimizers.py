@@ -154,7 +154,7 @@ def test_what_is_no_optimiser_of_all_parameters_of_one_model_is_an_error() -> No
         settings = LocalSettings(1, 5, 0.1, optimizer=make)
         train_(net(), *data(), LocalPlan(), settings, np.random.default_rng(0))
 
-    with pytest.raises(ValueError, match="gives a int"):
+    with pytest.raises(ValueError, match="gives an int"):
         one(lambda params, lr: 3)
     with pytest.raises(ValueError, match=r"leaves out 4\.bias"):
         one(lambda params, lr: torch.optim.SGD(params[0]["params"][:-1], lr=lr))

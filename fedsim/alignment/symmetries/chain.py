@@ -10,6 +10,7 @@ from fedsim.alignment.symmetries.reader import graph_of
 from fedsim.alignment.symmetries.rules import METHODS, POOLINGS, entrywise, rule_of_function, rule_of_module
 from fedsim.models.asymmetry import is_asymmetric
 from fedsim.models.layers import Layers
+from fedsim.shortening import a_type
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -41,7 +42,7 @@ def _problem(model: nn.Module, layers: Layers) -> str:
     for layer in layers:
         module = modules.get(layer.name)
         if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            return f"the layer {layer.name!r} is a {type(module).__name__}"
+            return f"the layer {layer.name!r} is {a_type(module)}"
         if getattr(module, "groups", 1) != 1:
             return f"the layer {layer.name!r} has groups = {module.groups}"
         if not {key for key, _ in module.named_parameters()} <= {"weight", "bias"}:

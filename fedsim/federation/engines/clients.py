@@ -15,6 +15,7 @@ from fedsim.federation.client.app import CohortApp
 from fedsim.federation.client.reasons import is_expected, reason_of
 from fedsim.federation.engines.grid import RUN, error_reply
 from fedsim.federation.engines.states import Encoded, States
+from fedsim.shortening import a_type
 
 CACHE_BYTES = EngineConfig().cache_bytes
 logger = logging.getLogger(__name__)
@@ -140,5 +141,5 @@ class Clients:
 
 def _checked(reply: Message) -> Message:
     if not isinstance(reply, Message):
-        raise ClientError(f"the client returned a {type(reply).__name__}; it must return a Message")
+        raise ClientError(f"the client returned {a_type(reply)}; it must return a Message")
     return reply

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from fedsim.shortening import a_type
+
 
 def initialise_convolutions_(model: nn.Module) -> None:
     """Draw the weights of all convolutions as torchvision does for its ResNets and VGGs; biases become 0.
@@ -30,7 +32,7 @@ def set_input_channels_(model: nn.Module, channels: int) -> None:
     found = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     name, first = next(found, ("", None))
     if first is None:
-        raise ValueError(f"a {type(model).__name__} has no convolution that could take {channels} channels")
+        raise ValueError(f"{a_type(model)} has no convolution that could take {channels} channels")
     if first.in_channels == channels:
         return
     replacement = nn.Conv2d(
