@@ -235,9 +235,12 @@ def _trained(
     results: dict[int, tuple[Params, Training]] = {}
     for places in cohorts.values():
         federation.seed_streams("dropout", server_round, *_whose(settings, started[places[0]]))
-        train = _train_alone if len(tasks) == 1 else _train_together
-        trained = train(federation, instructions, [tasks[place] for place in places])
-        results |= zip(places, trained, strict=True)
+        train = _train_alone if len(places) == 1 else _train_together
+        for place, (params, training) in zip(
+            places, train(federation, instructions, [tasks[each] for each in places]), strict=True
+        ):
+            # The next cohort may train in the thread's model.
+            results[place] = flat_copy(params) if len(cohorts) > 1 else params, training
     return [results[place] for place in range(len(tasks))]
 
 
