@@ -7,7 +7,7 @@ Nothing here imports torch; `fedsim.training.scores` computes them. One of the u
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fedsim.training.tasks import TASKS
 
@@ -58,6 +58,11 @@ SELECTING = tuple(name for name in METRICS if name != BY_CLASS)
 OWN, LOWER = "own:", ":lower"
 KNOWN = f"{', '.join(SELECTING)}, {MAIN}:CLASS, or {OWN}NAME, your own"  # in messages
 OWN_NAME = re.compile(rf"{OWN}[\w-]+({LOWER})?")
+
+
+def none(outputs: Any, targets: Any) -> dict[str, float]:
+    """Measure nothing besides the metrics of ``[evaluation]``."""
+    return {}
 
 
 def metric_of(name: str) -> Metric:

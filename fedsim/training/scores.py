@@ -55,11 +55,6 @@ def scores(
     return computed
 
 
-def none(outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Measure nothing besides the metrics of ``[evaluation]``."""
-    return {}
-
-
 def _per_target(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits, shape [targets, classes], and classes of all targets that count."""
     if targets.ndim > 1:

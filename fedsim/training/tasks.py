@@ -66,5 +66,5 @@ LOSSES: LazyTable[Callable[..., Any]] = LazyTable(
         "huber": "fedsim.training.losses:huber",
     }
 )
-OWN_METRICS: LazyTable[Callable[..., Any]] = LazyTable({"none": "fedsim.training.scores:none"})
+OWN_METRICS: LazyTable[Callable[..., Any]] = LazyTable({"none": "fedsim.training.metrics:none"})
 OPTIMIZERS: LazyTable[Callable[..., Any]] = LazyTable({"local": "fedsim.training.own_optimizer:local"})

@@ -74,11 +74,11 @@ COUNTED: dict[str, tuple[Mapping[str, str], Mapping[str, Any], tuple[str, ...]]]
     "an option of a strategy": (
         {
             "own.py": "from fedsim import Strategy\nfrom fedsim.strategy import Option\nimport rule\n"
-            "class Own(Strategy):\n    start: str = Option('', 'Start.')\n",
+            "class Own(Strategy):\n    begin: str = Option('', 'Start.')\n",
             "rule.py": "x = 1\n",
             "start.pt": "1",
         },
-        {"strategy": {"name": "own:Own", "start": "start.pt"}},
+        {"strategy": {"name": "own:Own", "begin": "start.pt"}},
         ("own.py", "rule.py", "start.pt"),
     ),
     "a file next to the source": (

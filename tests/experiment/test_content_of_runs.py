@@ -170,11 +170,11 @@ def test_built_in_parts_show_and_record_nothing() -> None:
 
 @pytest.mark.slow
 def test_results_are_told_apart_by_their_content_and_read_without_the_code(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = SETTINGS | {"rounds": 1, "strategy": {"name": "method:Own", "start": "start.txt"}}
+    settings = SETTINGS | {"rounds": 1, "strategy": {"name": "method:Own", "begin": "start.txt"}}
     write(
         "method.py",
         "from fedsim import Strategy\nfrom fedsim.strategy import Option\n\n"
-        "class Own(Strategy):\n    start: str = Option('', 'A file.')\n",
+        "class Own(Strategy):\n    begin: str = Option('', 'A file.')\n",
     )
     write("start.txt", "1")
     first = fedsim.run(settings, jobs=1)[0]
@@ -191,9 +191,9 @@ def test_results_are_told_apart_by_their_content_and_read_without_the_code(capsy
     runs = fedsim.load("runs/experiment")
     assert [run.partition_name for run in runs] == named_now
     assert named_now[0] != named_now[1] == named_now[2]  # so that no gain is paired across other data
-    assert {run.strategy for run in runs} == {"method:Own(start=start.txt)"}
+    assert {run.strategy for run in runs} == {"method:Own(begin=start.txt)"}
     compared = fedsim.compare(runs)
-    assert sorted(compared.text.headings[1:3]) == ["data.csv", "strategy.start"]
+    assert sorted(compared.text.headings[1:3]) == ["data.csv", "strategy.begin"]
     assert [len({row[column] for row in compared.text.rows}) for column in (1, 2)] == [2, 2]
     assert len(fedsim.compare(runs, by="data.csv").text.rows) == 2
 
