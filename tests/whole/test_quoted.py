@@ -822,11 +822,21 @@ def test_how_long_training_takes() -> None:
     for label, variant in labels.items():
         assert_row(PERFORMANCE, "| | `mlp`", label, rows.loc[variant]["fedsim_is_faster_by"][models].tolist())
     loops = rows["fedsim_is_faster_by"].unstack()
+    peers = loops.loc[["flower", "blazefl-threads", "fedlab", "fluke"], models].to_numpy()
+    assert_quoted("README.md", "training is {} to {} times as fast as Flower's", peers.min(), peers.max())
     plain = loops.loc[["plain loop", "plain loop, one thread"], models].min()
     assert_row(PERFORMANCE, "| | `mlp`", "plain loop, data in memory", plain.tolist())
     own = rows.loc["fedsim"].loc[models]
     assert_row(PERFORMANCE, "| | `mlp`", "fedsim", own["seconds"].tolist())
     assert_row(PERFORMANCE, "| | `mlp`", "share of the limit", (100 * own["of_limit"]).tolist())
+    text = "fedsim computes at {} and {} % of the limit"
+    assert_quoted(PERFORMANCE, text, *(100 * own["of_limit"][["cnn", "resnet18"]]))
+    halved = rows.loc["bfloat16 in fedsim"]["fedsim_is_faster_by"][models]
+    assert_row(PERFORMANCE, "| | `mlp`", 'fedsim, `precision = "bfloat16"`', halved.tolist())
+    text = "bfloat16 is {} times as fast as float32 for `cnn` (goal 1.7) and {} for `resnet18` (goal 1.5), {}"
+    text += " times as fast as the DataLoader loop"
+    loader = loops.loc["DataLoader loop", "cnn"] / halved["cnn"]
+    assert_quoted(PERFORMANCE, text, *(1 / halved[["cnn", "resnet18"]]), loader)
 
 
 @pytest.mark.parametrize(
