@@ -79,11 +79,21 @@ class Batches:
         Model that is trained, and number of examples in a batch.
     modules
         Number of dropout modules that need a stream for each step.
+    stacked
+        Whether batches have a first dimension of members; without it there is one member.
     """
 
     def __init__(
-        self, members: Sequence[Member], model: nn.Module, size: int, augmentation: Augmentation | None, modules: int
+        self,
+        members: Sequence[Member],
+        model: nn.Module,
+        size: int,
+        augmentation: Augmentation | None,
+        modules: int,
+        *,
+        stacked: bool = True,
     ) -> None:
+        self._stacked = stacked
         self._rngs = [member.rng for member in members]
         self._augmentation = augmentation
         self._modules = modules
@@ -107,7 +117,7 @@ class Batches:
 
     def take(self, step: int, active: int) -> Batch:
         """Return the batch of a phase's ``step``, from 0, of the first ``active`` members."""
-        if len(self) == 1:
+        if not self._stacked:
             return self._take_of_one(step)
         position = step % self.lengths[:active]
         beginning = np.flatnonzero(position == 0)

@@ -62,7 +62,8 @@ def train_(
     """
     ruled = ruled or Ruled()
     learner = _Single(model, ruled, settings)
-    batches = Batches([Member(inputs, targets, rng)], model, settings.batch_size, augmentation, len(learner.dropouts))
+    members, modules = [Member(inputs, targets, rng)], len(learner.dropouts)
+    batches = Batches(members, model, settings.batch_size, augmentation, modules, stacked=False)
     kept = {name: value.to(targets.device, copy=True) for name, value in (optimizer_state or {}).items()}
     try:
         account = follow_plan(model, learner, batches, plan, settings, kept, at)

@@ -164,6 +164,12 @@ def test_clients_of_unequal_sizes_take_the_steps_that_they_take_alone(settings: 
     assert [training.examples_seen for _, training in found] == [settings.epochs * n for n in (5, 1, 13, 4, 12, 3)]
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_cohort_of_one_does_what_its_member_does_alone(size: int) -> None:
+    model = perceptron()
+    check_alike(model, vectors(model, size))
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_phases_in_epochs_and_in_steps_freeze_what_they_do_not_train(norm: bool) -> None:
     plan = LocalPlan((Phase("head", epochs=3), Phase("body", steps=5, proximal=0.3), Phase(proximal=0.1)))
