@@ -131,13 +131,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; {guess}known are: {', '.join(names)}"
 
 
-def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """Return a check that a text is one of some names, for pydantic."""
+def one_of(names: Iterable[str], remedy: str = "") -> Callable[[str], str]:
+    """Return a check that a text is one of some names, for pydantic; its message may end with a remedy."""
     known = list(names)
 
     def check(value: str) -> str:
         if value not in known:
-            raise ValueError(f"must be one of {', '.join(known)}")
+            raise ValueError(f"must be one of {', '.join(known)}{remedy}")
         return value
 
     return check

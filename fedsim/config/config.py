@@ -174,7 +174,9 @@ class Config(Table):
     def to_toml(self) -> str:
         """Write all settings as TOML; those without a value are left out."""
         # Who asks for no faults or no metric finds no table of them.
-        unwanted = {name for name in ("faults", "metric") if name not in self.model_dump(exclude_defaults=True)}
+        unwanted = {
+            name for name in ("faults", "metric") if getattr(self, name) == type(self).model_fields[name].default
+        }
         # Where results are sent is no business of who is given the run's folder.
         unwanted |= {"track", "callbacks"}
         settings = self.model_dump(mode="json", exclude={"sweep", "tune", "expect", *unwanted})

@@ -7,17 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedsim.config.records import Choice, Table
-from fedsim.options import as_toml
+from fedsim.options import as_toml, one_of
 from fedsim.training.metrics import LOWER, METRICS, OWN, OWN_NAME
 
 PERTURBATION = re.compile(r"(fgsm|noise):((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)")
 EvaluatedModel = Literal["personalised", "global", "trained", "fine-tuned", "knn"]
-
-
-def _be_one_of_ours(name: str) -> str:
-    if name not in METRICS:
-        raise ValueError(f"must be one of {', '.join(METRICS)}; name one of your own in [metric]")
-    return name
+MetricName = Annotated[str, AfterValidator(one_of(METRICS, "; name one of your own in [metric]"))]
 
 
 class EvaluationConfig(Table):
@@ -67,7 +62,7 @@ class EvaluationConfig(Table):
     knn_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     knn_scale: Annotated[float, Field(gt=0)] = 1.0
     perturbed: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    metrics: Annotated[tuple[Annotated[str, AfterValidator(_be_one_of_ours)], ...], Field(strict=False)] = ()
+    metrics: Annotated[tuple[MetricName, ...], Field(strict=False)] = ()
     save_predictions: bool = False
 
     @field_validator("models")

@@ -139,10 +139,9 @@ def methods_by_setting(comparison: Comparison) -> list[tuple[Mapping[str, Any], 
     """
     rows, free = comparison.rows, _free(comparison)
     known = [_settings_of(row) for row in rows]
-    if "strategy" in free:  # the source of a custom method, and what a file that it names contains, are part of it
-        free |= {key for key in known[0] if key.startswith("strategy.")}
     if comparison.question.by:
         return [({}, _methods(rows, known, free))]
+    # The source of a custom method, and what a file that it names contains, are part of it.
     kept = [without(each, free) for each in known]
     swept = [key for key in kept[0] if len({str(each[key]) for each in kept}) > 1]
     settings = [{key: each[key] for key in swept} for each in kept]
