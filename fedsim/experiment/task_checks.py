@@ -87,4 +87,6 @@ def _check_metrics(federation: Federation) -> None:
             raise ConfigError(f"{where} {name!r}, which the task {task!r} does not have; its metrics are: {known}")
     target, metric = config.stop.target, meant(config.stop.metric, (federation.task.main,))
     if target is not None and metric_of(metric).unit == "share" and not 0 < target <= 1:
-        raise ConfigError(f"stop.target = {target:g} must be from 0 to 1, as {metric} is, such as 0.9 for 90 %")
+        raise ConfigError(
+            f"stop.target = {target:g} must be greater than 0 and at most 1, as {metric} is, such as 0.9 for 90 %"
+        )

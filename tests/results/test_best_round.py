@@ -186,7 +186,9 @@ def test_a_run_with_a_target_is_the_beginning_of_one_without(tiny: Callable[...,
     assert [bool(summary.stopped) for summary in summaries_of(config, stopped)] == [False, True]
     assert whole.metrics.read_bytes().startswith(stopped.metrics.read_bytes())
     assert f"loss was {means[2]:.4f} in round 2 (stop.target = " in stopped.log.read_text()
-    with pytest.raises(ConfigError, match=r"stop.target = 90 must be from 0 to 1, as accuracy is"):
+    with pytest.raises(
+        ConfigError, match=r"stop.target = 90 must be greater than 0 and at most 1, as accuracy is, such as 0.9"
+    ):
         experiment.prepare(tiny(**settings, stop={"target": 90.0}))
 
 
