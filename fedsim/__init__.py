@@ -19,7 +19,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-__version__ = "0.14.0"
+__version__ = "0.15.0"
 
 packages.claim()
 __getattr__, __all__ = lazy.attach(__name__, __file__)
