@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import string
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,6 +20,8 @@ from fedsim.errors import message_of
 from fedsim.reading import read_text
 
 LARGEST = 10**6  # number of classes
+# How LEAF's scripts have sampled and split, which they append to a name, as in all_data_0_niid_05_keep_0_train_9.
+SAMPLING = re.compile(r"_(?:n?iid_[\d_-]+_)?keep_\d+_.*")
 # A tweet of Sent140 is its id, date, query, user and text, and whether it is from the published training or test file.
 TWEET, TEXT = (5, 6), 4
 FEMNIST_CLASSES = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
@@ -173,7 +176,14 @@ def _part(folder: Path) -> _Part:
     """Read the JSON files of a split; numbers become arrays user by user, as Python lists take ten times the memory."""
     if not (paths := sorted(folder.glob("*.json"))):
         raise FileNotFoundError(f"{folder} has no JSON file; LEAF's preprocessing writes train/*.json and test/*.json")
+    samplings = {match[0]: path.name for path in paths if (match := SAMPLING.search(path.stem))}
+    if len(samplings) > 1:
+        raise ValueError(
+            f"{folder} has files of {len(samplings)} samplings, such as {' and '.join(list(samplings.values())[:2])}, "
+            "whose examples would count twice; leave those of one"
+        )
     part = _Part([], [], [])
+    found: dict[int, list[str]] = {}
     for path in paths:
         try:
             content = json.loads(read_text(path))
@@ -186,13 +196,17 @@ def _part(folder: Path) -> _Part:
                     raise ValueError(f"user {user!r} has {len(x)} inputs and {len(y)} targets")
                 if len(x):
                     part.users.extend([str(user)] * len(x))
-                    part.inputs.append(_block(user, x, y))
+                    part.inputs.append(block := _block(user, x, y))
                     part.targets.append(y)
+                    examples = hash((user, tuple(block) if isinstance(block, list) else block.tobytes(), *y))
+                    found.setdefault(examples, []).append(f"{user!r} of {path.name}")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else message_of(error)
             raise ValueError(
                 f"{path} is damaged or not in LEAF's format ({reason}); download or write it again"
             ) from error
+    if twice := next((places for places in found.values() if len(places) > 1), None):
+        raise ValueError(f"{folder} has the same examples twice, of user {' and '.join(twice[:2])}; remove one")
     if not part.users:
         raise ValueError(f"the files of {folder} hold no example; check LEAF's preprocessing")
     return part

@@ -178,6 +178,31 @@ def test_users_may_be_numbers_and_labels_whole_floats_as_fedprox_writes_them(tmp
         DATA["leaf"](path=str(tmp_path))
 
 
+def test_leaf_refuses_files_whose_examples_would_count_twice(tmp_path: Path) -> None:
+    rows = [([float(i), 1.0], i % 2) for i in range(4)]
+    write_leaf(tmp_path, {"c": rows}, "test")
+    # LEAF's own chunks of one sampling are read together.
+    write_leaf(tmp_path, {"a": rows[:2]}, "train", "all_data_0_niid_05_keep_0_train_9.json")
+    write_leaf(tmp_path, {"b": rows[:2], "a": rows[2:]}, "train", "all_data_1_niid_05_keep_0_train_9.json")
+    assert len(DATA["leaf"](path=str(tmp_path)).train) == 6
+    for other in (
+        "all_data_0_iid_01_05_keep_0_train_9",
+        "all_data_0_niid_1_keep_0_train_9",
+        "all_data_0_keep_0_train_9",
+    ):
+        write_leaf(tmp_path, {"0": rows[:3]}, "train", f"{other}.json")
+        with pytest.raises(
+            ValueError, match=f"train has files of 2 samplings, such as .*{other}.*; leave those of one"
+        ):
+            DATA["leaf"](path=str(tmp_path))
+        (tmp_path / "train" / f"{other}.json").unlink()
+    write_leaf(tmp_path, {"z": rows[3:], "b": rows[:2]}, "train", "copy.json")
+    with pytest.raises(
+        ValueError, match=r"same examples twice, of user 'b' of all_data_1.*json and 'b' of copy\.json;"
+    ):
+        DATA["leaf"](path=str(tmp_path))
+
+
 def test_images_of_leaf_are_never_mixed_up(tmp_path: Path) -> None:
     image = np.arange(8 * 8 * 3).reshape(8, 8, 3) / 1.0
     shapes = {(3, 8, 8): "which shape = .* would not turn but mix up", (): "as if channels came last"}
