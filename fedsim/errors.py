@@ -52,13 +52,14 @@ def system_line(error: OSError) -> str:
 
 
 @contextmanager
-def about_file(path: Path) -> Iterator[None]:
-    """Let an error of the system name a file, or a folder, if it names none: those of writing do not."""
+def about_file(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the system name a file, or a folder, if it names none, as in writing, or only a temporary one."""
     try:
         yield
     except OSError as error:
-        if is_of_the_system(error) and error.filename is None:
+        if is_of_the_system(error) and error.filename in (None, temporary and str(temporary)):
             error.filename = str(path)
+            del error.filename2
         raise
 
 

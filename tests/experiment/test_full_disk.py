@@ -15,7 +15,7 @@ import pytest
 from fedsim.config import Config
 from fedsim.errors import about_file, system_line
 from fedsim.experiment.sweep.sweep import name_runs, run_all
-from fedsim.results.files import copy_writable
+from fedsim.results.files import copy_writable, write_whole
 from fedsim.results.reading import NotEvaluatedError, read_result
 from tests.conftest import run_files
 
@@ -90,3 +90,18 @@ def test_an_error_without_a_file_gets_the_one_that_is_written() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(OSError, match=r"^of a library$"), about_file(Path("a")):
         raise OSError("of a library")
+
+
+@pytest.mark.parametrize("call", ["open", "replace"])
+def test_a_file_that_cannot_be_written_is_named_and_not_its_temporary_one(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *others: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path), None, *(others if call == "replace" else ()))
+
+    monkeypatch.setattr(*{"open": (os, "open"), "replace": (Path, "replace")}[call], refuse)
+    with pytest.raises(PermissionError) as refused:
+        write_whole(tmp_path / "table.csv", "a,b")
+    monkeypatch.undo()
+    assert system_line(refused.value) == f"{tmp_path}/table.csv: Permission denied"
+    assert not list(tmp_path.iterdir())
