@@ -8,7 +8,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 from fedsim.models.params import Params
 from fedsim.training.context import Local, Step
-from fedsim.training.rule import ClientRule, Finished
+from fedsim.training.rule import ClientRule, Finished, Ruled
 
 LOSS = "a tensor with one value that depends on step.params, as step.loss_of(step.logits(step.params)) does"
 
@@ -40,10 +40,24 @@ def loss_of(rule: ClientRule, step: Step) -> Tensor:
     return loss
 
 
-def gradient_of(rule: ClientRule, step: Step, gradients: Params) -> Params:
-    """Return the gradients of a step, of all entries that have one."""
+def backward(ruled: Ruled, loss: Tensor) -> None:
+    """Compute the gradients of a loss, the sum over the clients where there are several."""
+    if not loss.requires_grad:  # which a loss under vmap never does
+        left = "without a gradient, as torch.no_grad, detach or item leave it"
+        if ruled.has_loss:
+            raise ClientError(f"{_hook(ruled.rule, 'loss')} returns a loss {left}; return {LOSS}")
+        raise ClientError(f"the model or the loss gives a loss {left}; remove that from its code")
+    loss.backward()
+
+
+def gradient_of(rule: ClientRule, step: Step, gradients: Params, *, trained: Collection[str]) -> Params:
+    """Return the gradients of a step, of all entries that have one, and perhaps of others of those that are trained."""
     where, changed = _hook(rule, "gradient"), rule.gradient(step, gradients)
     _check_tensors(changed, where)
+    if unknown := [key for key in changed if key not in trained]:
+        raise ClientError(
+            f"{where} returns {unknown[0]!r}, which this phase does not train; return one for each gradient"
+        )
     for key, gradient in gradients.items():
         if key not in changed:
             raise ClientError(

@@ -159,15 +159,16 @@ class _Stack:
             loss_of = partial(self._over_members, lambda step, _: checked.loss_of(ruled.rule, step), position)
         self._calls = [0] * len(self.dropouts)
         losses = self._by_size(members, batch, loss_of)
-        losses.sum().backward()
+        checked.backward(ruled, losses.sum())
         if ruled.has_gradient:
             found = {name: leaf.grad for name, leaf in self._leaves.items() if leaf.grad is not None}
             self._before = self.passes
             # As alone, masks of the gradient's hook are those that come after the loss's.
             self._calls = [module.calls for module in self.dropouts.values()]
             with torch.no_grad():
-                hook = partial(self._over_members, partial(checked.gradient_of, ruled.rule), position)
-                changed = self._by_size(replace(members, gradients=found), batch, hook)
+                hook = partial(checked.gradient_of, ruled.rule, trained=self._leaves)
+                over = partial(self._over_members, hook, position)
+                changed = self._by_size(replace(members, gradients=found), batch, over)
             for name, gradient in changed.items():
                 self._leaves[name].grad = gradient
         return losses.detach()

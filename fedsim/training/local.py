@@ -138,11 +138,11 @@ class _Single:
             set_streams_(self.dropouts, batch.streams[0])
         if self._is_plain:
             loss = self._loss.mean(self._forward(batch.inputs), batch.targets, batch.real)
-            loss.backward()
+            checked.backward(self._ruled, loss)
             return loss.detach()
         step = self._step(batch, position)
         loss = checked.loss_of(self._ruled.rule, step)
-        loss.backward()
+        checked.backward(self._ruled, loss)
         if self._ruled.has_gradient:
             self._change_gradients(step)
         return loss.detach()
@@ -171,5 +171,5 @@ class _Single:
         leaves = {name: leaf for name, leaf in every.items() if leaf.requires_grad}
         with torch.no_grad():
             found = dense({name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None})
-            for name, gradient in checked.gradient_of(self._ruled.rule, step, found).items():
+            for name, gradient in checked.gradient_of(self._ruled.rule, step, found, trained=leaves).items():
                 leaves[name].grad = gradient

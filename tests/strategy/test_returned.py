@@ -24,6 +24,11 @@ RULE = {
     "def start(self, local): return type(local)(**vars(local) | {'sets': {'x': 0}})": "Rule.start: sets['x'] is an int",
     "def loss(self, step): return 3.0": "Rule.loss returns a float; return a tensor with one value",
     "def loss(self, step): return step.logits(step.params)": "Rule.loss returns the shape (3, 3); return a tensor",
+    "def loss(self, step): return zeros(())": "Rule.loss returns a loss without a gradient, as torch.no_grad, detach",
+    "def loss(self, step): return step.logits(step.params).sum().detach()": "Rule.loss returns a loss without a grad",
+    "def gradient(self, step, gradients): return {**gradients, 'x': zeros(1)}": (
+        "Rule.gradient returns 'x', which this phase does not train; return one for each gradient"
+    ),
     "def gradient(self, step, gradients): pass": "Rule.gradient returns None; return a dict of tensors",
     "def gradient(self, step, gradients): return {}": "Rule.gradient returns no 'fc1.weight'; return one for each",
     "def gradient(self, step, gradients): return {k: zeros(1) for k in gradients}": (

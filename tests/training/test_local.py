@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedsim.data import Augmentation
+from fedsim.errors import ClientError
 from fedsim.training import SGD, LocalPlan, Phase, recompute_buffers_, train_
 from fedsim.training.evaluation import evaluate
 
@@ -189,6 +190,13 @@ def test_a_phase_that_trains_nothing_is_an_error() -> None:
     model, inputs, targets = example()
     with pytest.raises(ValueError, match="'none', which holds no parameter"):
         train_(model, inputs, targets, LocalPlan((Phase("none"),)), SGD(), np.random.default_rng(0))
+
+
+def test_a_model_whose_outputs_have_no_gradient_is_named() -> None:
+    model, inputs, targets = example()
+    model.register_forward_hook(lambda module, given, outputs: outputs.detach())
+    with pytest.raises(ClientError, match=r"the model or the loss gives a loss without a gradient, as torch\.no_grad,"):
+        train_(model, inputs, targets, LocalPlan(), SGD(), np.random.default_rng(0))
 
 
 def test_sequences_are_evaluated_by_the_mean_over_their_positions() -> None:
