@@ -40,7 +40,7 @@ class Status:
     seconds_left
         Of a running one: seconds until its last round, by its last rounds.
     metric, value, value_round
-        The newest mean over the clients of their personalised models on their test data, and its round.
+        The newest mean over the clients of their personalised models on their test data, and its round, a complete one.
     missing
         Number of clients without a value that the mean lacks.
     reason
@@ -129,7 +129,7 @@ def _read(folder: RunFolder) -> Status:
     done = int(times[-1]["round"]) if times else 0
     state, reason = _state(folder)
     seconds = [sum(value for part, value in row.items() if part != "round") for row in times]
-    metric, value, at, missing = _last_value(folder)
+    metric, value, at, missing = _last_value(folder, done)
     return Status(
         run=str(folder.path),
         strategy=CATALOGUES["strategies"].name_of(config.strategy),
@@ -161,8 +161,11 @@ def _state(folder: RunFolder) -> tuple[State, str | None]:
     return "stopped", None
 
 
-def _last_value(folder: RunFolder) -> tuple[str | None, float | None, int | None, int]:
-    """Return the main metric, its newest mean over the clients, its round, and how many clients the mean lacks."""
+def _last_value(folder: RunFolder, done: int) -> tuple[str | None, float | None, int | None, int]:
+    """Return the main metric, its mean over the clients in the newest complete round that has one, and this round.
+
+    The last number is how many clients the mean lacks.
+    """
     size = TAIL
     whole = folder.metrics.stat().st_size if folder.metrics.exists() else 0
     while whole:
@@ -173,6 +176,7 @@ def _last_value(folder: RunFolder) -> tuple[str | None, float | None, int | None
             if (row["model"], row["split"]) == ("personalised", "test")
             and row["metric"] in MAINS
             and row["client"] is not None
+            and row["round"] <= done
         ]
         # The first round of the tail may lack its beginning.
         own = [row for row in own if size >= whole or row["round"] != rows[0]["round"]]

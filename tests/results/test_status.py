@@ -56,6 +56,12 @@ def test_a_run_that_is_locked_is_running_and_its_last_rounds_tell_the_time_left(
     assert status_of(begun).seconds_left is None
 
 
+def test_a_round_that_has_failed_after_its_evaluation_has_no_value(begun: RunFolder) -> None:
+    _append(begun.metrics, *(metric_row(3, client, "test", "personalised", "accuracy", 0.9, 10) for client in (0, 1)))
+    found = status_of(begun)
+    assert (found.round, found.value_round, found.value) == (2, 2, 0.6)
+
+
 def test_looking_keeps_no_run_from_starting(begun: RunFolder) -> None:
     begun.lock.touch()
     before = {path: path.stat().st_mtime_ns for path in begun.path.rglob("*")}
@@ -131,6 +137,7 @@ def test_lines_that_are_being_written_are_left_out(begun: RunFolder, monkeypatch
 def test_the_newest_value_is_a_mean_over_all_clients_however_little_is_read(
     tail: int, begun: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _append(begun.timing, {"round": 3, "train": 2.0})
     for client in range(5):
         _append(begun.metrics, metric_row(3, client, "test", "personalised", "accuracy", client / 10, 10))
     monkeypatch.setattr(module, "TAIL", tail)
