@@ -131,7 +131,7 @@ class _Rows:
         self._check()
         mode = os.O_WRONLY | os.O_APPEND | (0 if self._exists else os.O_CREAT | os.O_EXCL)
         try:
-            handle = os.open(self.path, mode, 0o644)
+            handle = os.open(self.path, mode, 0o666)  # less the user's umask
         except (FileExistsError, FileNotFoundError):
             raise self._changed() from None
         with about_file(self.path), os.fdopen(handle, "ab") as file:

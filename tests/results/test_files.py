@@ -11,6 +11,8 @@ from fedsim.cli.arguments import check_files, round_of
 from fedsim.errors import ConfigError
 from fedsim.experiment.checkpoints import Checkpoints
 from fedsim.results.files import by_round, copy_writable, keep_rounds, read_rows, write_folder, write_whole
+from fedsim.results.folder import RunFolder
+from fedsim.results.records import Records
 from partitions.archive import write_archive
 
 ROWS = b'{"round": 1, "up": 3}\n{"round": 2, "up": 5}\n'
@@ -60,12 +62,13 @@ def test_files_have_the_rights_that_the_umask_leaves_and_links_stay(umask: int, 
         write_whole(tmp_path / "link.csv", "a,b")
         write_whole(tmp_path / ("x" * 251 + ".csv"), "c")
         write_archive(tmp_path / "split.npz", {"a": np.zeros(1, np.int64)}, np.zeros(1, np.int64))
+        Records(RunFolder(tmp_path)).append("timing", [{"round": 1}])
     finally:
         os.umask(before)
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "table.csv").read_text() == "a,b"
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_options_may_name_a_new_file_and_no_loop_of_links(tmp_path: Path) -> None:
