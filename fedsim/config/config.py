@@ -1,5 +1,6 @@
 """An experiment's settings as one record, checked, and the runs that its sweep asks for."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from fedsim.config.tables import (
     StrategyConfig,
     TuneConfig,
 )
-from fedsim.config.toml import path_of, write_toml
+from fedsim.config.toml import path_of, value_at, write_toml
 from fedsim.config.track import TrackConfig
 from fedsim.config.trusted import check_spelling
 from fedsim.errors import ConfigError
@@ -162,6 +163,12 @@ class Config(Table):
         """
         if nested := [key for key in self.sweep if path_of(key)[0] in ("sweep", "tune", *WITHOUT_EFFECT)]:
             raise ConfigError(f"{source}: [sweep] {nested[0]!r} cannot be swept; it does not change a run's numbers")
+        for outer, inner in itertools.permutations(self.sweep, 2):
+            rest = path_of(inner)[len(path_of(outer)) :]
+            if inner.startswith(f"{outer}.") and any(value_at(each, rest) is not None for each in self.sweep[outer]):
+                raise ConfigError(
+                    f"{source}: [sweep] {inner!r} would replace what the tables of {outer!r} have; remove one of them"
+                )
         check_count(self.sweep, f"{source}: [sweep]")
         base = self.model_dump(exclude={"sweep", "tune"}, exclude_unset=True)
         configs = []

@@ -135,6 +135,17 @@ def test_changes_that_contradict_each_other_are_refused(texts: tuple[str, ...], 
     assert message in str(caught.value)
 
 
+def test_a_sweep_refuses_a_setting_that_would_replace_one_of_its_tables() -> None:
+    sweep = {"strategy": [{"name": "fedavg"}, {"name": "fedprox", "mu": 0.1}], "strategy.name": ["fedper"]}
+    with pytest.raises(
+        ConfigError, match=r"\[sweep\] 'strategy.name' would replace what the tables of 'strategy' have"
+    ):
+        configs_of({"sweep": sweep})
+    sweep["strategy.precision"] = ["float32", "float64"]
+    del sweep["strategy.name"]
+    assert len(configs_of({"sweep": sweep})) == 4
+
+
 def test_of_the_same_setting_the_last_change_counts() -> None:
     texts = ("local.lr=1", "local={lr=2, epochs=2}", "local.lr=3")
     assert [(config.local.lr, config.local.epochs) for config in configs_of({}, *texts)] == [(3, 2)]
