@@ -302,6 +302,10 @@ def main() -> None:
     prepare_streams()
     _prepare_log()
     try:
+        if sys.flags.optimize > 1:
+            raise ConfigError(
+                "python -OO leaves out docstrings, which fedsim and Altair read; use python -O, or neither"
+            )
         check_here()
         code = app(standalone_mode=False)
         if code == INTERRUPTED:

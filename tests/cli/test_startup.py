@@ -87,6 +87,12 @@ def test_importing_fedsim_imports_not_even_numpy() -> None:
     assert done.stdout == "set()\n"
 
 
+def test_a_python_without_docstrings_is_refused() -> None:
+    done = subprocess.run([sys.executable, "-OO", "-m", "fedsim", "list", "models"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("fedsim: error: python -OO leaves out docstrings")
+
+
 def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setenv("COLUMNS", "80")
     app([command, "--help"], standalone_mode=False)
