@@ -44,7 +44,7 @@ def encoder_of(column: pd.Series, is_categorical: bool, place: Path) -> Encoder:
     is_categorical = is_categorical or isinstance(column.dtype, pd.CategoricalDtype)
     if is_number(column) and not is_categorical:
         return Encoder(name, None)
-    categories = tuple(sorted(set(column.astype(str))))
+    categories = tuple(sorted(set(_names_of(column))))
     parsed = pd.to_numeric(column, errors="coerce")
     if not is_categorical and 0.5 < parsed.notna().mean() < 1:
         wrong = column[parsed.isna()].iloc[0]
@@ -63,6 +63,13 @@ def encoder_of(column: pd.Series, is_categorical: bool, place: Path) -> Encoder:
             "leave it out by naming the others as columns, or name it as categorical"
         )
     return Encoder(name, categories)
+
+
+def _names_of(column: pd.Series) -> pd.Series:
+    """Return categories as texts: whole numbers alike, whether one file has them as 1 and another as 1.0."""
+    texts = column.astype(str)
+    values = column.dtype.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    return texts.str.removesuffix(".0") if values.dtype.kind == "f" else texts
 
 
 def is_number(column: pd.Series) -> bool:
@@ -93,7 +100,7 @@ def inputs_of(rows: pd.DataFrame, encoders: Sequence[Encoder], place: Path) -> n
                 )
             found.append(values[:, None])
             continue
-        texts = column.astype(str).to_numpy()
+        texts = _names_of(column).to_numpy()
         one_hot = texts[:, None] == np.array(encoder.categories)
         if unknown := int((~one_hot.any(1)).sum()):
             logger.warning(

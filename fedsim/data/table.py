@@ -24,6 +24,7 @@ from fedsim.reading import read_bytes, read_text
 PARTS = ("train", "test")
 SUFFIXES = (".csv", ".tsv", ".parquet")
 LISTED = 5
+NONE = " (in .csv and .tsv, NA and None are no values)"
 logger = logging.getLogger(__name__)
 
 
@@ -196,32 +197,32 @@ def _parts(place: Path, test_share: float, spacing: Spacing) -> tuple[pd.DataFra
 
 
 def _read(file: Path) -> pd.DataFrame:
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
+    twice: list[str] = []
     try:
         if file.suffix == ".parquet":
-            rows = pd.read_parquet(io.BytesIO(read_bytes(file))).reset_index(drop=True)
+            rows = pd.read_parquet(io.BytesIO(read_bytes(file)))
             exact = [name for name in rows if pd.api.types.infer_dtype(rows[name]) == "decimal"]
-            return rows.astype(dict.fromkeys(exact, np.float64))
-        if file.suffix in SUFFIXES:
+            rows = rows.astype(dict.fromkeys(exact, np.float64))
+        else:
             separator = "\t" if file.suffix == ".tsv" else ","
             text = read_text(file)
-            rows = pd.read_csv(io.StringIO(text), sep=separator, low_memory=False).reset_index(drop=True)
-            _check_header(text, separator, file)
-            return rows
-    except (OSError, MemoryError, _HeaderError):
+            rows = pd.read_csv(io.StringIO(text), sep=separator, low_memory=False)
+            twice = _named_twice(text, separator)
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"{file} is damaged or no table ({first_line(error)}); save it again") from error
-    raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
+    if twice:
+        raise ValueError(f"{file} has two columns named {twice[0]!r}; give each a name of its own")
+    return rows.reset_index(drop=True)
 
 
-class _HeaderError(ValueError):
-    """Two columns of a table have one name, of which pandas would change the second."""
-
-
-def _check_header(text: str, separator: str, file: Path) -> None:
+def _named_twice(text: str, separator: str) -> list[str]:
+    """Return the names that several columns have, of which pandas changes all but the first."""
     header = next(filter(None, csv.reader(io.StringIO(text), delimiter=separator)), [])
-    if twice := [name for name in header if name and header.count(name) > 1]:
-        raise _HeaderError(f"{file} has two columns named {twice[0]!r}; give each a name of its own")
+    return [name for name in header if name and header.count(name) > 1]
 
 
 def _features(rows: pd.DataFrame, others: Sequence[str], place: Path) -> tuple[str, ...]:
@@ -252,8 +253,8 @@ def _check_columns(rows: pd.DataFrame, names: Sequence[str], place: Path) -> Non
         if empty := int(rows[name].isna().sum()):
             row = first_row(rows, rows[name].isna())
             raise ValueError(
-                f"{place}: column {name!r} has no value in {empty} of {len(rows)} rows, such as row {row}; fill or "
-                "remove these rows, or leave the column out by naming the others as columns"
+                f"{place}: column {name!r} has no value in {empty} of {len(rows)} rows, such as row {row}{NONE}; "
+                "fill or remove these rows, or leave the column out by naming the others as columns"
             )
 
 
@@ -284,7 +285,10 @@ def _targets(
         known = sorted(set(train[names[0]]), key=lambda value: value if numeric else str(value))
         index = {value: number for number, value in enumerate(known)}
         if unknown := set(test[names[0]]) - index.keys():
-            raise ValueError(f"{place}: class {min(map(str, unknown))!r} of {names[0]!r} has no training row; add some")
+            remedy = (
+                "add some, or, if it is a number to predict, set [data] task = 'regression'" if numeric else "add some"
+            )
+            raise ValueError(f"{place}: class {min(map(str, unknown))!r} of {names[0]!r} has no training row; {remedy}")
         labels = [torch.tensor([index[value] for value in rows[names[0]]]) for rows in (train, test)]
         return labels, tuple(map(str, known))
     if not numeric:

@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[pd.DataFrame, dict[str, Any], str]] = {
     "empty cells": (
         ROWS.assign(age=[None, *range(39)]),
         {"target": ("ill",)},
-        "'age' has no value in 1 of .*row 1; fill",
+        "'age' has no value in 1 of .*row 1 .*; fill",
     ),
     "infinite after test rows": (
         ROWS.assign(age=[*range(36), np.inf, *range(3)]),
@@ -191,6 +191,16 @@ WRONG: dict[str, tuple[pd.DataFrame, dict[str, Any], str]] = {
         ROWS.assign(kind=["cat"] * 39 + ["owl"]),
         {"target": ("kind",)},
         "class 'owl' of 'kind' has no training row",
+    ),
+    "a number to predict": (
+        ROWS.assign(ill=[0] * 39 + [231]),
+        {"target": ("ill",)},
+        "class '231' of 'ill' has no training row; add some, or, if it is a number .* task = 'regression'",
+    ),
+    "a category that pandas reads as no value": (
+        ROWS.assign(colour=["None", "NA"] * 20),
+        {"target": ("ill",), "columns": ("colour",)},
+        r"no value in 32 of 32 rows, such as row 1 \(in .csv and .tsv, NA and None are no values\); fill",
     ),
     "share": (ROWS, {"target": ("ill",), "test_share": 1.0}, "test_share = 1.0 must be"),
     "few rows": (ROWS[:2], {"target": ("ill",)}, "2 rows, too few to set"),
@@ -241,6 +251,20 @@ def test_a_run_learns_numbers_from_a_table_of_two_hospitals(
     result = read_result(play(choices.resolve(config)))
     errors = result.of("global", "rmse", server=True)["value"].to_numpy()
     assert errors[-1] < 1 < rows["y"].std()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, "category"])
+def test_categories_that_are_numbers_match_also_where_one_file_has_them_as_floats(
+    dtype: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ward = np.arange(40) % 3
+    ROWS[["ill"]].assign(ward=ward).to_parquet(tmp_path / "train.parquet")
+    floats = pd.Series(ward.astype(np.float64)).astype(dtype)
+    ROWS[["ill"]].assign(ward=floats).to_parquet(tmp_path / "test.parquet")
+    data = table(path=str(tmp_path), target=("ill",), categorical=("ward",))
+    assert data.test.inputs.equal(data.train.inputs)
+    assert data.test.inputs.argmax(1).tolist() == ward.tolist()
+    assert not caplog.records
 
 
 def test_an_index_that_pandas_wrote_is_no_feature(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
