@@ -122,6 +122,10 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
     assert isinstance(strategy, Strategy)
     where = f"strategy.name = {method_name(config)!r}"
     rounds = range(1, min(config.rounds, CHECKED_ROUNDS) + 1)
+    try:
+        strategy.check_rounds(config.rounds)  # which may keep their number for the other hooks
+    except ValueError as error:
+        raise ConfigError(f"{where} {error}") from error
     for server_round in rounds:
         try:
             group = strategy.shared(server_round)
@@ -147,7 +151,6 @@ def _checked_strategy(config: Config, model: nn.Module, inputs: Tensor | None) -
             _check_phase(strategy, phase, f"{where}, round {server_round}")
     try:
         check_factors(strategy, rounds, own=config.model.initial == "own")
-        strategy.check_rounds(config.rounds)
         check_stateless(strategy.client_rule)
     except ValueError as error:
         raise ConfigError(f"{where} {error}") from error

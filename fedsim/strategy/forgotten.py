@@ -26,6 +26,12 @@ def forgotten_by(strategy: type[Hooks]) -> str | None:
     return None
 
 
+def kept_of_rounds(strategy: type[Hooks]) -> str | None:
+    """Return what a strategy keeps of the number of rounds, on which its numbers depend then; None if it does not."""
+    kept = next(changed_by(strategy, "check_rounds", Hooks), None)
+    return kept and f"{strategy.__name__}.check_rounds sets self.{kept}, and the number of rounds differs"
+
+
 def check_stateless(rule: type[ClientRule]) -> None:
     """Check that no hook of a rule changes the rule: one object serves all clients, and other processes have others.
 

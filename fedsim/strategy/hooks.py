@@ -190,7 +190,7 @@ class Hooks:
         return LocalPlan()
 
     def check_rounds(self, rounds: int) -> None:
-        """Raise `ValueError` if the method is not itself in a run of that many rounds; by default it always is."""
+        """Raise `ValueError` if the method is not itself in a run of that many rounds; a schedule may keep these."""
 
     def fine_tuning(self) -> str:
         """Return the layer group that a client fine-tunes once training is over: by default all layers."""

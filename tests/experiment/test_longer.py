@@ -15,6 +15,8 @@ from fedsim.experiment.sweep.sweep import Run, name_runs, run_all
 from fedsim.results.files import read_rows
 from fedsim.results.folder import RunFolder
 from fedsim.results.reading import find_runs
+from fedsim.strategy import LocalPlan, Phase
+from strategies.layer_cycle import LayerCycle
 from tests.conftest import run_files
 
 LESS, MORE = 3, 4
@@ -205,6 +207,24 @@ def test_a_run_of_a_method_that_no_checkpoint_remembers_starts_from_round_1(
     monkeypatch.setattr(longer, "forgotten_by", lambda strategy: f"{strategy.__name__}.aggregate changes self.v")
     found = together(config.model_copy(update={"rounds": MORE}))
     assert "LayerCycle.aggregate changes self.v" in " ".join(capfd.readouterr().err.split())
+    assert read_rows(found.timing)["round"].tolist() == [1, 2, 3, 4]
+
+
+def test_a_run_of_a_method_whose_schedule_spans_all_rounds_starts_from_round_1(
+    tiny: Callable[..., Config], together: Play, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_rounds(self: Any, rounds: int) -> None:
+        self.rounds = rounds
+
+    def local_plan(self: Any, server_round: int) -> LocalPlan:  # which is asked before the run, too
+        return LocalPlan((Phase(lr=1 - server_round / (self.rounds + 1)),))
+
+    monkeypatch.setattr(LayerCycle, "check_rounds", check_rounds)
+    monkeypatch.setattr(LayerCycle, "local_plan", local_plan)
+    config = tiny(**SETTINGS, rounds=LESS)
+    together(config)
+    found = together(config.model_copy(update={"rounds": MORE}))
+    assert "LayerCycle.check_rounds sets self.rounds, and the num" in " ".join(capfd.readouterr().err.split())
     assert read_rows(found.timing)["round"].tolist() == [1, 2, 3, 4]
 
 

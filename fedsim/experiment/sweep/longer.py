@@ -24,7 +24,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.integrity import check_run, row_files
 from fedsim.results.measured import TABLES
 from fedsim.results.records import Records
-from fedsim.strategy.forgotten import forgotten_by
+from fedsim.strategy.forgotten import forgotten_by, kept_of_rounds
 from fedsim.training.metrics import meant
 from fedsim.training.schedule import depends_on_rounds
 
@@ -131,8 +131,9 @@ def _check_same(config: Config, shorter: RunFolder, rounds: int, *, accept_versi
     """Check that a shorter run is whole, and that it would have the same numbers here and now."""
     if depends_on_rounds(config.local.settings):
         raise _ObstacleError(f"local.schedule = {config.local.schedule!r} spans all rounds, and their number differs")
-    if forgotten := forgotten_by(making.strategy_class(config)):
-        raise _ObstacleError(forgotten)
+    method = making.strategy_class(config)
+    if obstacle := forgotten_by(method) or kept_of_rounds(method):
+        raise _ObstacleError(obstacle)
     checkpoints = Checkpoints(shorter.checkpoints)
     try:
         check_run(shorter)
