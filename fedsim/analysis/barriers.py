@@ -22,6 +22,7 @@ from fedsim.analysis.samples.bands import check_level, with_bands
 from fedsim.analysis.samples.per_example import REFERENCES, Comparisons, Measurement, tabulate
 from fedsim.analysis.samples.tolerance import Estimates, estimate
 from fedsim.models.layers import Layers
+from fedsim.training.evaluation import is_of_batch
 
 
 @of_models
@@ -119,7 +120,7 @@ def measure(
     mixing = MixingPath(models.mixed, models.compared(), models.shares, models.model, path)
     positions = _positions(mixes, mixing.recipe, [models.mixed.own(state) for state in range(len(models))], references)
     mixed = mixing.mixed
-    if data.tolerance is None or data.target_counts is not None:
+    if data.tolerance is None or data.target_counts is not None or is_of_batch(data.criterion):
         estimates = Estimates()
         estimates.add_(mixed.evaluate(positions, data), len(data))
     else:

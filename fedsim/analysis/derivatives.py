@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedsim.analysis.data import Data
 from fedsim.models.copies import loaded
 from fedsim.models.params import Params, as_real, state_of
-from fedsim.training.evaluation import batch_sizes, counts_of, examples_at_a_time
+from fedsim.training.evaluation import batch_sizes, counts_of, examples_at_a_time, is_of_batch
 
 
 def derivatives(model: nn.Module, state: Params, data: Data, directions: Sequence[Params]) -> Tensor:
@@ -25,7 +25,8 @@ def derivatives(model: nn.Module, state: Params, data: Data, directions: Sequenc
     found = torch.zeros(len(directions), 2, dtype=torch.float64)
     counts = data.target_counts
     total = len(data) if counts is None else counts.sum()
-    sizes = batch_sizes(len(data), examples_at_a_time(data.inputs.device))
+    size = len(data) if is_of_batch(data.criterion) else examples_at_a_time(data.inputs.device)
+    sizes = batch_sizes(len(data), size)
     with _twice_differentiable():
         for inputs, targets in zip(data.inputs.split(sizes), data.targets.split(sizes), strict=True):
             losses = data.criterion(net(inputs), targets)

@@ -18,6 +18,7 @@ from fedsim.seeds import rng
 from fedsim.training.evaluation import (
     Criterion,
     examples_at_a_time,
+    is_of_batch,
     losses_and_errors,
 )
 
@@ -57,7 +58,7 @@ def perturbations(
     fitted, inputs, targets, criterion = models.fitted, data.inputs, data.targets, data.criterion
     _check(inputs, {"fgsm": fgsm, "noise": noise})
     check_paired(data)
-    size = examples_at_a_time(inputs.device)
+    size = len(inputs) if is_of_batch(criterion) else examples_at_a_time(inputs.device)
     counts = data.target_counts
     weights = torch.ones(len(inputs), dtype=torch.float64) if counts is None else counts
     kinds = [("fgsm", eps) for eps in fgsm] + [("noise", sigma) for sigma in noise]

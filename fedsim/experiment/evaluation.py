@@ -27,7 +27,7 @@ from fedsim.results.faults import fault_row
 from fedsim.results.folder import metric_row
 from fedsim.strategy import Strategy, messages
 from fedsim.strategy.faults import all_failed, warn_of
-from fedsim.training.evaluation import Evaluation, batch_sizes, counts_of, evaluate, examples_at_a_time
+from fedsim.training.evaluation import Evaluation, batch_sizes, counts_of, evaluate, examples_at_a_time, is_of_batch
 from fedsim.training.metrics import BY_CLASS, LOSS
 from fedsim.training.targets import number_of_targets
 
@@ -245,7 +245,8 @@ class ServerEvaluation:
         inputs, targets = self.test
         # Each thread has whole batches, so that the number of threads changes none.
         batches = batch_sizes(len(targets), examples_at_a_time(inputs.device))
-        each = math.ceil(len(batches) / self.threads)
+        threads = 1 if is_of_batch(self.federation.criterion) else self.threads
+        each = math.ceil(len(batches) / threads)
         sizes = [sum(batches[first : first + each]) for first in range(0, len(batches), each)]
 
         def evaluate_part(inputs: Tensor, targets: Tensor) -> Evaluation:
@@ -253,7 +254,7 @@ class ServerEvaluation:
             criterion, keeps = self.federation.criterion, bool(self.federation.metrics)
             return evaluate(model, inputs, targets, criterion, keep_outputs=keeps)
 
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             parts = list(pool.map(evaluate_part, inputs.split(sizes), targets.split(sizes)))
         losses, errors = (torch.cat([getattr(part, name) for part in parts]) for name in ("losses", "errors"))
         outputs = [part.outputs for part in parts if part.outputs is not None]

@@ -11,7 +11,7 @@ from fedsim.federation.federation import Federation
 from fedsim.models.norms import counter_keys
 from fedsim.models.params import Params, load_state_
 from fedsim.strategy import Strategy, messages
-from fedsim.training.evaluation import evaluate_joined, examples_at_a_time
+from fedsim.training.evaluation import evaluate_joined, examples_at_a_time, is_of_batch
 from fedsim.training.targets import number_of_targets
 
 Part = Literal["test", "validation"]
@@ -22,14 +22,15 @@ BATCHES = 4
 def can_join(federation: Federation, wanted: ConfigRecord) -> bool:
     """Return whether clients need not evaluate the global model themselves.
 
-    They must where each recomputes the running statistics, where examples of a batch depend on each other or on the
-    batch before, and where they measure models that only they have.
+    They must where each recomputes the running statistics, where examples of a batch, or their losses, depend on each
+    other or on the batch before, and where they measure models that only they have.
     """
     return (
         list(wanted.get(messages.MODELS, ())) == [PERSONALISED, GLOBAL]  # type: ignore[arg-type]
         and federation.config.strategy.buffers != "recompute"
         and not federation.keeps_something
         and federation.is_by_example
+        and not is_of_batch(federation.criterion)
     )
 
 

@@ -16,7 +16,7 @@ from fedsim.errors import ConfigError
 from fedsim.federation.data import FederatedData, Fit, InputsAndTargets, federated_data_of
 from fedsim.federation.metric import Measure, check_metric, make_metric
 from fedsim.federation.model import draw_model, make_model
-from fedsim.federation.objective import balanced, check_custom, make_objective
+from fedsim.federation.objective import balanced, check_custom, depends_on_batch, make_objective
 from fedsim.federation.streams import Streams
 from fedsim.lazy import Place
 from fedsim.models.adapters import factors_of
@@ -109,6 +109,8 @@ class Federation:
     def objective(self) -> Loss:
         """The loss that training descends; weights of classes that balance all clients' training data are in it."""
         loss = make_objective(self.config, self.data.dataset)
+        if depends_on_batch(loss, self._template, self.data.dataset):
+            loss = replace(loss, of_batch=True)
         if loss.class_weights is not None:
             return loss.weighted(loss.class_weights.to(self.device))
         if self.config.loss.class_weights != "balanced-all":

@@ -10,6 +10,7 @@ from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, error_line
+from fedsim.models.purity import is_close
 from fedsim.options import as_toml, by_name
 from fedsim.shortening import a_type
 from fedsim.training.losses import Loss, loss_of
@@ -17,7 +18,7 @@ from fedsim.training.targets import labels_of
 from fedsim.training.tasks import LOSSES, TASKS
 
 WEIGHTED = ("cross-entropy", "binary-cross-entropy")
-TRIED = 2
+TRIED, COMPARED = 2, 64
 
 
 def make_objective(config: Config, dataset: Dataset) -> Loss:
@@ -90,6 +91,22 @@ def check_custom(config: Config, dataset: Dataset, model: nn.Module, loss: Loss)
         )
     if not losses.requires_grad:
         raise ConfigError(f"{where} returns losses without a gradient; compute them from the outputs by torch alone")
+
+
+def depends_on_batch(loss: Loss, model: nn.Module, dataset: Dataset) -> bool:
+    """Return whether a custom loss gives an example another loss in another batch, as Cox's partial likelihood does."""
+    if loss.name in LOSSES:
+        return False
+    examples = dataset.train[:COMPARED]
+    half = (len(examples) + 1) // 2
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        outputs = model(dataset.normalise(examples.inputs))
+        # Those of a head of zeros are the same for all examples.
+        outputs = outputs + torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+        together = loss.of_targets(outputs, examples.targets)
+        halves = zip(outputs.split(half), examples.targets.split(half), strict=True)
+        apart = torch.cat([loss.of_targets(*half) for half in halves])
+    return not is_close(apart, together)
 
 
 def _check_weights(config: Config, dataset: Dataset, loss: Loss) -> None:

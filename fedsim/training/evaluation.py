@@ -128,23 +128,27 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
+    of_batch = is_of_batch(criterion)
     sizes = batch_sizes(len(inputs), examples_at_a_time(inputs.device))
     losses, errors, kept = [], [], []
     with torch.inference_mode():
         for batch, expected in zip(inputs.split(sizes), targets.split(sizes), strict=True):
             outputs = model(batch)
-            loss, error = losses_and_errors(outputs, expected, criterion)
-            if keep_outputs:
+            if keep_outputs or of_batch:
                 # A model that drops dimensions of length 1 gives a single example without its row.
                 kept.append((outputs if outputs.shape[:1] == expected.shape[:1] else outputs[None]).cpu())
-            losses.append(loss)
-            errors.append(error)
+            if not of_batch:
+                loss, error = losses_and_errors(outputs, expected, criterion)
+                losses.append(loss)
+                errors.append(error)
+        if of_batch:
+            losses, errors = ([each] for each in losses_and_errors(torch.cat(kept), targets.cpu(), criterion))
     model.train(was_training)
     return Evaluation(
         torch.cat(losses).cpu().double(),
         torch.cat(errors).cpu().double(),
         counts_of(targets, criterion),
-        torch.cat(kept) if kept else None,
+        torch.cat(kept) if keep_outputs else None,
     )
 
 
@@ -157,7 +161,8 @@ def evaluate_joined(
 ) -> list[Evaluation]:
     """Evaluate a model on several parts of data in common batches; the results are those of `evaluate` on each.
 
-    They agree to float tolerance for a model whose outputs for an example depend on nothing else.
+    They agree to float tolerance for a model and a criterion of which what they give for an example depends on nothing
+    else.
 
     Parameters
     ----------
@@ -190,6 +195,11 @@ def criterion_of(loss: Loss) -> Criterion:
     if loss.of_targets is CROSS_ENTROPY.of_targets:
         return cross_entropies
     return replace(loss, class_weights=None, label_smoothing=0.0)
+
+
+def is_of_batch(criterion: Criterion) -> bool:
+    """Return whether a criterion is known to depend on which examples share a batch."""
+    return isinstance(criterion, Loss) and criterion.of_batch
 
 
 def batch_sizes(n: int, size: int) -> list[int]:

@@ -72,6 +72,9 @@ class Loss:
         Evaluation is not weighted, so that the losses of all clients and of all runs are of one kind.
     label_smoothing
         Share of the target that is spread over all classes in training, as in torch's cross-entropy.
+    of_batch
+        Whether the loss of an example depends on the others of its batch, as the partial likelihood of survival times
+        does: models are then measured on all examples as one batch, and clients train one at a time.
     """
 
     task: TaskName = "classification"
@@ -79,6 +82,7 @@ class Loss:
     name: str = "cross-entropy"
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
+    of_batch: bool = False
 
     @property
     def is_plain(self) -> bool:

@@ -29,7 +29,7 @@ from fedsim.models.norms import has_statistics
 from fedsim.models.params import Params, lerp
 from fedsim.models.purity import is_close
 from fedsim.training.buffers import recompute_buffers_
-from fedsim.training.evaluation import Evaluation, batch_sizes, evaluate, losses_and_errors
+from fedsim.training.evaluation import Evaluation, batch_sizes, evaluate, is_of_batch, losses_and_errors
 from fedsim.training.precision import computing_in
 from fedsim.training.settings import Precision
 
@@ -197,6 +197,8 @@ class MixedModels:
         return self._known
 
     def _evaluated(self, recipes: list[Recipe], data: Data) -> dict[Recipe, Evaluation]:
+        if is_of_batch(data.criterion):
+            return self._evaluate_whole(recipes, data)
         traced = self._traced(data.inputs)
         if traced is None:
             return self._evaluate_calls(recipes, data)

@@ -26,7 +26,7 @@ from fedsim.federation.federation import Federation
 from fedsim.models.params import Params, load_state_
 from fedsim.strategy import messages
 from fedsim.training import recompute_buffers_
-from fedsim.training.evaluation import Evaluation, evaluate, evaluate_cohort
+from fedsim.training.evaluation import Evaluation, evaluate, evaluate_cohort, is_of_batch
 from fedsim.training.targets import number_of_targets
 
 # Models that are also measured on validation data and on the server's test data. They are those of clients that train;
@@ -198,7 +198,7 @@ def _measured(federation: Federation, planned: Sequence[Sequence[_Measurement]])
 
 def _evaluated(federation: Federation, measurements: Sequence[_Measurement], *, together: bool) -> list[Evaluation]:
     keeps = bool(federation.metrics)
-    if together and federation.config.strategy.buffers != "recompute":
+    if together and federation.config.strategy.buffers != "recompute" and not is_of_batch(federation.criterion):
         found: dict[int, Evaluation] = {}
         for own in (False, True):
             places = [place for place, each in enumerate(measurements) if each.is_own(federation) == own]
