@@ -14,7 +14,7 @@ from ray._private.node import Node
 
 from fedsim.config import Config, EngineConfig
 from fedsim.errors import ConfigError
-from fedsim.federation.engines import room_on_cluster
+from fedsim.federation.engines import check_reachable, reaching, room_on_cluster
 from fedsim.federation.engines import workers as workers_module
 from fedsim.federation.engines.local import LocalEngine
 from fedsim.federation.engines.processes import few_processes
@@ -149,6 +149,17 @@ def test_a_machine_with_other_versions_is_refused_in_one_line(monkeypatch: pytes
     )
     with RayEngine(obedient_app, CLIENTS, 1) as engine, pytest.raises(ConfigError, match=line):
         ask(engine, 1)
+
+
+def test_a_cluster_of_other_machines_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = ray.get_runtime_context().gcs_address
+    settings = EngineConfig(name="ray", address=address)
+    check_reachable(settings)
+    monkeypatch.setattr(reaching, "find_node_ids", lambda: {"0" * 56})  # another cluster's
+    with pytest.raises(
+        ConfigError, match=r"^engine\.address = .*\(this machine is none of that cluster; run `ray start"
+    ):
+        check_reachable(settings)
 
 
 def test_the_runs_of_a_sweep_share_what_the_cluster_has() -> None:

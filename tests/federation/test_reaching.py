@@ -33,6 +33,14 @@ def test_an_address_where_nothing_listens_is_one_line_at_once(host: str, why: st
     assert len(str(found.value)) < 300
 
 
+def test_an_address_that_the_environment_names_is_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")  # as for `ray job submit`
+    with pytest.raises(
+        ConfigError, match=r"^engine.address = 'auto' \(RAY_ADDRESS = 'http://127.0.0.1:8265'\): Ray can"
+    ):
+        starting.connect("auto")
+
+
 @pytest.mark.slow
 def test_a_sweep_without_its_cluster_is_one_line_and_no_folder(tmp_path: Path, tiny: Callable[..., Config]) -> None:
     configs = [tiny(engine={"name": "ray", "address": "127.0.0.1:1"}, seed=seed) for seed in (0, 1)]

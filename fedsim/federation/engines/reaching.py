@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 from ray._private.grpc_utils import grpc, init_grpc_channel
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
-from ray._private.services import canonicalize_bootstrap_address
-from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest, GetClusterIdRequest  # type: ignore[attr-defined]  # of generated code
+from ray._private.services import canonicalize_bootstrap_address, find_node_ids
+from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]  # of generated code
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from fedsim.shortening import one_line
@@ -23,20 +23,21 @@ REASONS = {
 
 
 def check_answers(address: str) -> None:
-    """Ask for the cluster at an address.
+    """Ask for the cluster at an address, and whether this machine is one of it: Ray would look for that for a minute.
 
     Raises
     ------
     ConnectionError
-        If none answers.
+        If none answers, or no node of it is here.
     ValueError
         If it is no address.
     """
     if address.startswith(CLIENT):
         _ask(address.removeprefix(CLIENT), lambda channel: grpc.channel_ready_future(channel).result(ANSWER_SECONDS))
-    else:
-        request = GetClusterIdRequest()
-        _ask(address, lambda channel: NodeInfoGcsServiceStub(channel).GetClusterId(request, timeout=ANSWER_SECONDS))
+    elif not {node.node_id.hex() for node in _alive_at(address)} & find_node_ids():
+        raise ConnectionError(
+            "this machine is none of that cluster; run `ray start --address=...` here first, or fedsim on one that is"
+        )
 
 
 def machines_at(address: str) -> list[Mapping[str, float]]:
@@ -51,16 +52,20 @@ def machines_at(address: str) -> list[Mapping[str, float]]:
     """
     if address.startswith(CLIENT):
         raise ValueError(f"{CLIENT} does not tell how large the cluster is; set engine.workers")
-    request = GetAllNodeInfoRequest()
-    reply = _ask(
-        address, lambda channel: NodeInfoGcsServiceStub(channel).GetAllNodeInfo(request, timeout=ANSWER_SECONDS)
-    )
-    return [dict(node.resources_total) for node in reply.node_info_list if not node.state]  # 0 is alive
+    return [dict(node.resources_total) for node in _alive_at(address)]
 
 
 def room_for(needs: Needs, machines: Iterable[Mapping[str, float]]) -> int:
     """Return how many workers there is room for on some machines."""
     return sum(min(int(has.get(name, 0) / need + 1e-6) for name, need in needs.items() if need) for has in machines)
+
+
+def _alive_at(address: str) -> list[Any]:
+    request = GetAllNodeInfoRequest()
+    reply = _ask(
+        address, lambda channel: NodeInfoGcsServiceStub(channel).GetAllNodeInfo(request, timeout=ANSWER_SECONDS)
+    )
+    return [node for node in reply.node_info_list if not node.state]  # 0 is alive
 
 
 def _ask(address: str, ask: Callable[[Any], Answer]) -> Answer:

@@ -34,7 +34,7 @@ def check_cluster(address: str) -> None:
     Raises
     ------
     ConfigError
-        If there is none at the address.
+        If there is none at the address, or this machine is none of it.
     """
     with _reaching(address):
         check_answers(address)
@@ -77,8 +77,9 @@ def _reaching(address: str) -> Iterator[None]:
                 "versions of Ray and Python on all machines"
             ) from error
         reason = text.partition("\n")[0]
+        found = f" (RAY_ADDRESS = {there!r})" if address == "auto" and (there := os.environ.get("RAY_ADDRESS")) else ""
         raise ConfigError(
-            f"engine.address = {address!r}: Ray cannot be reached ({reason}); leave it out to start Ray here"
+            f"engine.address = {address!r}{found}: Ray cannot be reached ({reason}); leave it out to start Ray here"
         ) from error
 
 

@@ -28,6 +28,7 @@ from fedsim.results.environment import differing, versions
 
 PLACEMENT_SECONDS, LOOK_SECONDS = 300.0, 3.0  # on a machine that is busy, a process may start slowly
 AGAIN_SECONDS = 60.0  # for the place of one that the run can do without: other runs may have what is left of a cluster
+NOTICE_SECONDS = 15.0  # without a place
 STARTS = 2  # of a worker that dies before it has started
 END_SECONDS = 2.0
 SAVED_AT_ONCE = 16  # states per worker that are in its memory a second time
@@ -98,6 +99,7 @@ class Workers:
         self._restored: dict[int, Restored] = {}
         self._nodes = set(nodes())
         self._refused: set[str] = set()
+        self._told = False
         self._actor = self._kind()
         self._versions = versions()
         self._numbers = itertools.count()
@@ -148,7 +150,7 @@ class Workers:
         free = min(room(self._needs, joined), room(self._needs, now) - len(self._alive), at_most - len(self._alive))
         if free <= 0:
             return
-        logger.info("%d workers are started on machines that have joined the Ray cluster", free)
+        logger.info("workers started on machines that have joined the Ray cluster: %d", free)
         before = {client: self.home(client) for client in self._journal.known()}
         for _ in range(free):
             worker = Worker(number=next(self._numbers), joined=True)
@@ -220,6 +222,11 @@ class Workers:
             return self.remove(worker, f"Ray found no place for it in {waited:.0f} s")
         else:
             worker.look = time.monotonic() + LOOK_SECONDS
+            if waited > NOTICE_SECONDS and not self._told:
+                self._told = True
+                count = sum(not ray.wait([each.placed], timeout=0)[0] for each in self._alive)
+                what = f"{count} of {len(self._alive)} workers have no place, and wait {limit - waited:.0f} s longer"
+                logger.warning("%s: others use what Ray has, or a machine is busy", what)
         return []
 
     def give_up(self, items: Iterable[Item], reason: str) -> list[Item]:
