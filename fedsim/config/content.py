@@ -19,6 +19,7 @@ from fedsim.data.fingerprint import fingerprint
 from fedsim.data.places import existing_path, split_file, user_places
 from fedsim.errors import ConfigError
 
+AGAIN = "run the same command again, which starts a new run"
 PATHS = ("path", "tokenizer")  # the options by which fedsim's own parts name files
 
 
@@ -127,8 +128,15 @@ def in_name(catalogue: Catalogue, choice: Choice) -> dict[str, Any]:
     return found
 
 
-def check_unchanged(config: Config, counted: Sequence[Counted], tables: Sequence[str] | None = None) -> None:
+def check_unchanged(
+    config: Config, counted: Sequence[Counted], tables: Sequence[str] | None = None, remedy: str = AGAIN
+) -> None:
     """Check that the files of some tables, or of all, have the content by which the run was named.
+
+    Parameters
+    ----------
+    remedy
+        What the message of an error ends with.
 
     Raises
     ------
@@ -142,10 +150,7 @@ def check_unchanged(config: Config, counted: Sequence[Counted], tables: Sequence
     if then != now:
         changed = next((each for each, key in zip(counted, then, strict=True) if key not in now), None)
         what = f"{changed.place} ({changed.setting})" if changed else "a file of this run"
-        raise ConfigError(
-            f"{what} has changed since this run was named by its content; run the same command again, which starts "
-            "a new run"
-        )
+        raise ConfigError(f"{what} has changed since this run was named by its content; {remedy}")
 
 
 def versions(config: Config, *tables: str) -> tuple[str, ...]:

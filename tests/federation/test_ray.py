@@ -197,7 +197,9 @@ def test_whatever_ends_the_building_of_the_clients_is_the_error_of_the_run(kind:
     def broken() -> ClientApp:
         raise kind
 
-    with pytest.raises(ConfigError, match=rf"^a worker of Ray cannot build its clients: {kind.__name__} \(test_ray"):
+    with pytest.raises(
+        ConfigError, match=rf"^a worker of Ray on \S+ cannot build its clients: {kind.__name__} \(test_ray"
+    ):
         Actor(None).start(broken, CLIENTS, 0, {}, None)
 
 
@@ -331,7 +333,7 @@ def test_an_app_that_cannot_be_built_is_the_error_of_the_run() -> None:
 
     with (
         RayEngine(broken, CLIENTS, 1) as engine,
-        pytest.raises(ConfigError, match=r"^the data are not on this node$"),
+        pytest.raises(ConfigError, match=r"^the worker on [\d.]+: the data are not on this node$"),
     ):
         ask(engine, 1)
 

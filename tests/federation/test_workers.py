@@ -158,11 +158,11 @@ def test_clients_keep_what_they_have_learned_where_a_worker_that_joins_cannot_st
 def test_a_wait_for_others_to_leave_room_is_told_once(ray: Ray, caplog: pytest.LogCaptureFixture) -> None:
     workers, _ = trained(ray)
     first, second = workers
-    second.since -= 20.0
+    second.since -= 40.0
     for worker in (first, second, second):
         assert workers.look_for(worker) == []
     assert caplog.messages == [
-        "2 of 2 workers have no place, and wait 40 s longer: others use what Ray has, or a machine is busy"
+        "2 of 2 workers have no place, and wait 20 s longer: others use what Ray has, or a machine is busy"
     ]
 
 

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.config import Config
 from fedsim.config.choices import CATALOGUES
-from fedsim.config.content import Counted, check_unchanged
+from fedsim.config.content import AGAIN, Counted, check_unchanged
 from fedsim.errors import ClientError
 from fedsim.federation.client.evaluation import evaluate_clients, evaluate_trained
 from fedsim.federation.client.faulty import Measurable, Reply, Request, train_with_faults
@@ -146,7 +146,8 @@ def app_of(config: Config, cohort: int, files: Sequence[Counted], shared: Shared
         If a file has changed since.
     """
     federation = federation_of(config, data=shared.data)
-    check_unchanged(config, files, READ_BY_WORKERS)
+    remedy = f"bring the same to all machines of the cluster, or {AGAIN}" if config.engine.address else AGAIN
+    check_unchanged(config, files, READ_BY_WORKERS, remedy)
     federation.share_frozen(shared.frozen)
     # After more rounds than one, clients of the same worker would lose what they have learned since the checkpoint.
     return client_app(federation, cohort, dies=config.checkpoint_every == 1)

@@ -28,7 +28,8 @@ class Actor:
     Parameters
     ----------
     scratch
-        Folder for states that do not fit in memory; None for the system's temporary folder.
+        Folder for states that do not fit in memory, of a Ray on one machine; None on a cluster, for the system's
+        temporary folder.
     """
 
     _clients: Clients
@@ -37,11 +38,12 @@ class Actor:
         torch.set_num_threads(1)
         # What a killed worker leaves on disk is removed with Ray's own files, or by the next worker on this machine.
         tempfile.tempdir = scratch
+        self._is_alone = scratch is not None
         remove_leftovers(Path(tempfile.gettempdir()))
 
     def placed(self) -> tuple[str, str, dict[str, Any]]:
         """Return Ray's name for the machine that the actor is on, its address, and the versions installed there."""
-        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), versions()
+        return ray.get_runtime_context().get_node_id(), _address(), versions()
 
     def start(
         self,
@@ -68,12 +70,17 @@ class Actor:
         self._shared = shared  # whose memory the app uses
         try:
             app = make_app(shared.value()) if shared else make_app()
-        except (ConfigError, RunError):
+        except RunError:
             raise
+        except ConfigError as error:
+            if self._is_alone:
+                raise
+            raise ConfigError(f"the worker on {_address()}: {error}") from None
         except BaseException as error:
             if isinstance(error, Exception) and not is_of_the_user(error):
                 raise
-            raise ConfigError(f"a worker of Ray cannot build its clients: {error_line(error)}") from None
+            where = "" if self._is_alone else f" on {_address()}"
+            raise ConfigError(f"a worker of Ray{where} cannot build its clients: {error_line(error)}") from None
         self._clients = Clients(app, count, cache_bytes)
         return self._clients.cohort
 
@@ -117,6 +124,10 @@ class Actor:
     def end(self) -> None:
         """Remove what the clients have on disk."""
         del self._clients
+
+
+def _address() -> str:
+    return ray.util.get_node_ip_address()
 
 
 def variables() -> dict[str, str]:

@@ -28,7 +28,7 @@ from fedsim.results.environment import differing, versions
 
 PLACEMENT_SECONDS, LOOK_SECONDS = 300.0, 3.0  # on a machine that is busy, a process may start slowly
 AGAIN_SECONDS = 60.0  # for the place of one that the run can do without: other runs may have what is left of a cluster
-NOTICE_SECONDS = 15.0  # without a place
+NOTICE_SECONDS = 30.0  # without a place
 STARTS = 2  # of a worker that dies before it has started
 END_SECONDS = 2.0
 SAVED_AT_ONCE = 16  # states per worker that are in its memory a second time
