@@ -149,10 +149,28 @@ def _copy(model: nn.Module, where: str) -> nn.Module:
 
 
 def _order_images_(model: nn.Module, dataset: Dataset) -> None:
-    """Let a model whose code views images in torch's usual order get them so, where ours have their channels last."""
+    """Let a model get images in torch's usual order, where ours have their channels last, if it needs them so."""
     probes = _probes(dataset, 2)
-    if probes.ndim == 4 and not _takes(model, probes) and _takes(model, in_usual_order(probes)):
+    if probes.ndim != 4:
+        return
+    views_images = not _takes(model, probes) and _takes(model, in_usual_order(probes))
+    if views_images or any(_is_miscomputed(module) for module in model.modules()):
         model.register_forward_pre_hook(_with_usual_order)
+
+
+def _is_miscomputed(module: nn.Module) -> bool:
+    """Return whether oneDNN may give wrong gradients of this layer, or end the process, if channels come last.
+
+    Its kernel for strides of 1 x 1 convolutions writes whole vectors, of 8 or 16 channels, into room for fewer
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.groups == 1
+        and module.in_channels < 16
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+    )
 
 
 def _takes(model: nn.Module, inputs: Tensor) -> bool:
