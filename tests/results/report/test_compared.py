@@ -105,6 +105,16 @@ def test_runs_of_one_seed_count_as_one_in_a_line_and_its_band(tiny: Callable[...
     assert rows["bytes"].tolist() == spent(group, "bytes", rows.index).tolist() == [3000.0, 6000.0]
 
 
+def test_figures_show_the_metric_that_is_asked_for(tiny: Callable[..., Config]) -> None:
+    of_server = [(at, None, "test", "global", "loss", 5.0 - at) for at in (1, 2)]
+    member = cases.result(tiny(), [[0.5, 0.5], [0.75, 1.0]], more=of_server, up=[10.0, 10.0])
+    every = panels_of([Group("one", {}, [member])])
+    curves, costs = compared_curves(every, "loss"), compared_costs(every, "bytes", "loss")
+    drawn = [np.asarray(axes.lines[0].get_ydata()).tolist() for axes in (*curves.axes, *costs.axes)]
+    assert drawn == [[0.5, 0.125], [4.0, 3.0], [0.5, 0.125]]
+    assert {axes.get_ylabel() for axes in (*curves.axes, *costs.axes)} == {"loss (mean over the examples)"}
+
+
 @pytest.mark.slow
 def test_lines_are_means_over_the_seeds_and_bands_their_range(panels: Callable[..., list[Panel]]) -> None:
     axes = compared_curves(panels(1)).axes[0]

@@ -44,11 +44,11 @@ TITLE = "Personalised models, clients' own test data (mean)"
 GLOBAL_TITLE = "Global model, server's test data"
 
 
-def compared_curves(panels: Sequence[Panel]) -> plotting.Figure:
-    """Draw personalised and global accuracy over the rounds, one line per strategy, with the range of its seeds.
+def compared_curves(panels: Sequence[Panel], metric: str = MAIN) -> plotting.Figure:
+    """Draw a metric of the personalised and the global models over the rounds, with the range of the seeds.
 
-    Swept settings have a row of panels for each of their values. There are gaps where a value of a client or of a seed
-    is missing.
+    Each strategy has a line, and swept settings have a row of panels for each of their values. There are gaps where a
+    value of a client or of a seed is missing.
     """
     names = lines_of(panels)
     with plotting.rc_context(STYLE):
@@ -57,19 +57,19 @@ def compared_curves(panels: Sequence[Panel]) -> plotting.Figure:
         grid = figure.subplots(len(panels), 2, squeeze=False, sharex="col", sharey="col")
         for row, panel in zip(grid, panels, strict=True):
             for line in panel.lines:
-                draw_seeds(row[0], line, personalised(line.group), bands=len(panel.lines) <= MOST_BANDS)
-                draw_seeds(row[1], line, on_server(line.group), bands=len(panel.lines) <= MOST_BANDS)
+                draw_seeds(row[0], line, personalised(line.group, metric), bands=len(panel.lines) <= MOST_BANDS)
+                draw_seeds(row[1], line, on_server(line.group, metric), bands=len(panel.lines) <= MOST_BANDS)
             for axes, title in zip(row, (TITLE, GLOBAL_TITLE), strict=True):
                 axes.set_title("\n".join(filter(None, (title if panel is panels[0] else "", folded(panel.title, 60)))))
-                metric_axis(axes, main_of(panels))
+                metric_axis(axes, meant_of(panels, metric))
         for axes in grid[-1]:
             round_axis(axes)
         legend_outside(figure, list(grid[:, 0]))
         return figure
 
 
-def compared_costs(panels: Sequence[Panel], what: str) -> plotting.Figure:
-    """Draw personalised accuracy against the cost so far; a setting without costs is a horizontal line.
+def compared_costs(panels: Sequence[Panel], what: str, metric: str = MAIN) -> plotting.Figure:
+    """Draw a metric of the personalised models against the cost so far; a setting without costs is a horizontal line.
 
     Parameters
     ----------
@@ -87,13 +87,13 @@ def compared_costs(panels: Sequence[Panel], what: str) -> plotting.Figure:
         every = list(grid.ravel())
         for axes, panel in zip(every, panels, strict=False):
             for line in panel.lines:
-                draw_cost(axes, line, personalised(line.group), what, bands=len(panel.lines) <= MOST_BANDS)
+                draw_cost(axes, line, personalised(line.group, metric), what, bands=len(panel.lines) <= MOST_BANDS)
             axes.set_title(folded(panel.title, 60) or TITLE)
         for axes in every[len(panels) :]:
             axes.set_visible(False)
         cost_axis(every[0], what)
         for row in grid:
-            metric_axis(row[0], main_of(panels))
+            metric_axis(row[0], meant_of(panels, metric))
         for place in range(across):
             lowest = every[: len(panels)][place::across][-1]
             lowest.tick_params(labelbottom=True)
@@ -114,7 +114,7 @@ def compared_clients(panels: Sequence[Panel]) -> plotting.Figure:
         axes = figure.subplots()
         draw_boxes(axes, lines, size=5 if box == BOX else 3.5)
         axes.set_yticks(range(1, len(lines) + 1), [folded(name, NAME) for name in names])
-        main = main_of(panels)
+        main = meant_of(panels)
         axes.set_xlabel(f"{metric_label(main)}, personalised model on the client's own test data")
         return figure
 
@@ -158,9 +158,10 @@ def own_values(group: Group, metric: str = MAIN) -> np.ndarray:
     return np.concatenate(values)
 
 
-def main_of(panels: Sequence[Panel]) -> str:
-    """Return the main metric of all runs."""
-    return next((result.main for panel in panels for line in panel.lines for result in line.group.members), MAIN)
+def meant_of(panels: Sequence[Panel], metric: str = MAIN) -> str:
+    """Return the metric of all runs that is meant: of those without accuracy, their main one."""
+    members = (result for panel in panels for line in panel.lines for result in line.group.members)
+    return next((result.meant(metric) for result in members), metric)
 
 
 def personalised(group: Group, metric: str = MAIN) -> pd.DataFrame:

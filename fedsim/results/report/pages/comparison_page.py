@@ -85,10 +85,10 @@ def _sections(results: Sequence[Result], panels: Sequence[Panel], question: Ques
             "Personalised: each client's own model on its own test data, mean over the clients; global: the server's "
             "model on the server's test data. Lines are means over the seeds, bands span the lowest to the highest "
             "seed. Click a name in the legend to see it alone, and with the shift key several.",
-            partial(drawing.compared_curves, panels),
+            partial(drawing.compared_curves, panels, asked),
             curves(curves_of_panels(panels, asked)),
             HOW_TO_READ_CURVES,
-            {what: partial(drawing.compared_costs, panels, cost) for what, cost in _costs_of(results).items()},
+            {what: partial(drawing.compared_costs, panels, cost, asked) for what, cost in _costs_of(results).items()},
         ),
     ]
     parts = [
