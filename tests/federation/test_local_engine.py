@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import re
 import signal
@@ -212,6 +213,27 @@ def test_a_cohort_that_fails_is_tried_client_by_client() -> None:
     with LocalEngine(make, 7, workers=1) as engine:
         assert ask(engine, range(7)) == [10, 10, f"ValueError: client 2 has no luck ({place})", 10, 10, 10, 10]
     assert tried == [[0, 1, 2], [0], [1], [2], [3, 4, 5], [6]]
+
+
+def test_clients_that_fail_only_together_are_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+    def together(requests: list[tuple[Message, Context]]) -> list[RecordDict]:
+        if len(requests) > 1:
+            raise RuntimeError("vmap: it looks like you are calling .item()")
+        return [RecordDict({"metrics": MetricRecord({"count": 10.0})})]
+
+    def make() -> CohortApp:
+        app = CohortApp(2, together)
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            return Message(together([(message, context)])[0], reply_to=message)
+
+        return app
+
+    with LocalEngine(make, 4, workers=1) as engine:
+        assert ask(engine, range(4)) == ask(engine, range(4)) == [10] * 4
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith("clients fail together but not alone (RuntimeError: vmap: it looks like")
 
 
 EXPERIMENT = """

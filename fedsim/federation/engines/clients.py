@@ -44,6 +44,7 @@ class Clients:
         self._states = States(cache_bytes)
         self._abandoned: dict[int, int] = {}
         self._lock = threading.Lock()
+        self._has_warned = False
 
     @property
     def cohort(self) -> int:
@@ -125,10 +126,15 @@ class Clients:
         except Stopped:
             raise
         except BaseException as error:
-            logger.info("clients %s failed as a cohort; each is tried alone: %s", clients, reason_of(error))
+            reason = reason_of(error)
+            logger.info("clients %s failed as a cohort; each is tried alone: %s", clients, reason)
             replies, contexts = [], []
         if not replies:  # what the error kept in memory is free by now
-            return [self.answer(message) for message in messages]
+            replies = [self.answer(message) for message in messages]
+            if not (self._has_warned or any(reply.has_error() for reply in replies)):
+                self._has_warned = True
+                logger.warning("clients fail together but not alone (%s); engine.cohort = 1 saves the attempts", reason)
+            return replies
         for client, reply, context, before in zip(clients, replies, contexts, abandoned, strict=True):
             self._keep(client, reply, context, before)
         return replies
