@@ -80,7 +80,8 @@ def huggingface(
     text
         Name of the column with texts that are the inputs, as tokens, in place of ``inputs``.
     tokenizer
-        Folder of a pretrained model with its tokenizer, or the id of a model of the hub, for ``text``.
+        Folder of a pretrained model with its tokenizer, or the id of a model of the hub, for ``text``; ``id@revision``
+        for another branch, tag or commit than ``main``.
     length
         Largest number of tokens of a text, 0 for as many as the model takes; longer texts are truncated.
     mode

@@ -25,7 +25,8 @@ def lines(
     path
         Path of a text file, as given or relative to ``$FEDSIM_DATA``. Empty lines are left out.
     tokenizer
-        Folder of a model with its tokenizer, or the id of a model of the hub.
+        Folder of a model with its tokenizer, or the id of a model of the hub; ``id@revision`` for another branch, tag
+        or commit than ``main``.
     length
         Largest number of tokens of a line, 0 for as many as the model takes; longer ones are truncated.
     test_share

@@ -19,6 +19,7 @@ from fedsim.data.image_cache import cached
 from fedsim.errors import first_line
 from fedsim.lazy import Place
 from fedsim.models.architectures.huggingface import library_options, pad_token_of, positions
+from fedsim.reading import existing_path
 from fedsim.training.targets import IGNORED
 
 # Files of a model's folder that its tokenizer is made of.
@@ -62,7 +63,7 @@ def tokenised(texts: Mapping[str, Sequence[str]], tokenizer: str, length: int, w
     texts
         Texts of each part, such as ``train`` and ``test``.
     tokenizer
-        Folder of a model with its tokenizer, or the id of one on the hub.
+        Folder of a model with its tokenizer, or the id of one on the hub, with ``@`` and a revision if not ``main``.
     length
         Largest number of tokens of a text; 0 for as many as the model takes.
     where
@@ -77,12 +78,13 @@ def tokenised(texts: Mapping[str, Sequence[str]], tokenizer: str, length: int, w
         raise ValueError("a tokenizer needs transformers; pip install 'fedsim-layerwise[transformers]'")
     if length < 0:
         raise ValueError(f"length = {length} must be at least 0, which is as many tokens as the model takes")
-    options = library_options(tokenizer, setting="tokenizer")
+    name, _, revision = (tokenizer, "", "") if existing_path(tokenizer) else tokenizer.partition("@")
+    options = library_options(name, revision, setting="tokenizer")
     count = sum(map(len, texts.values()))
     identity = [{part: list(each) for part, each in texts.items()}, _identity(options), length]
-    name = f"tokens-{sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
+    cache = f"tokens-{sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
     fill = partial(_fill, texts, tokenizer, options, length, where)
-    folder = cached(name, fill, f"{count:,} texts of {where}", 8 * count * (length or 512))
+    folder = cached(cache, fill, f"{count:,} texts of {where}", 8 * count * (length or 512))
     said = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
     if said["truncated"]:
         logger.info(TRUNCATED, where, *said["truncated"])

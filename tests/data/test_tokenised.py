@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fedsim.data import tokenised
 from fedsim.data.huggingface import huggingface
 from fedsim.data.lines import lines
 from fedsim.data.table import table
@@ -60,6 +61,23 @@ def test_a_column_of_texts_becomes_padded_tokens_and_a_threshold_makes_two_class
     assert dataset.train.inputs[:3].tolist() == [[1, 4, 5, 7, 2, 0], [1, 4, 6, 6, 7, 2], [1, 6, 2, 0, 0, 0]]
     assert dataset.train.targets[:4].tolist() == [1, 0, 0, 0]
     assert dataset.ids["source"][:4].tolist() == [1, 1, 0, 0]
+
+
+def test_a_tokenizer_of_the_hub_has_the_revision_behind_its_id_and_a_folder_any_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def library_options(path: str, revision: str | None = None, setting: str = "path") -> dict[str, Any]:
+        asked.append((path, revision or "main"))
+        raise ValueError("no network")
+
+    monkeypatch.setattr(tokenised, "library_options", library_options)
+    (folder / "model@home").mkdir()
+    for written in ("org/name", "org/name@v1.0", str(folder / "model@home")):
+        with pytest.raises(ValueError, match="no network"):
+            read(folder, tokenizer=written)
+    assert asked == [("org/name", "main"), ("org/name", "v1.0"), (str(folder / "model@home"), "main")]
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "files"])
