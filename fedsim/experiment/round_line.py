@@ -1,9 +1,10 @@
 """A round in one line of the log: what was measured, and how long its parts took."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsim.training.metrics import format_metric, is_selecting
+from fedsim.training.metrics import format_metric, is_selecting, mean_of_known
 
 Row = Mapping[str, Any]
 
@@ -34,6 +35,6 @@ def _means(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _mean(name: str, values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    missing = f" ({len(values) - len(known)} missing)" if len(known) < len(values) else ""
-    return f"{name} {format_metric(name, sum(known) / len(known)) if known else '-'}{missing}"
+    mean, missing = mean_of_known(values)
+    shown = "-" if math.isnan(mean) else format_metric(name, mean)
+    return f"{name} {shown}{f' ({missing} missing)' if missing else ''}"

@@ -1,7 +1,6 @@
 """One round: training, barriers, averaging, evaluation, and the records of each."""
 
 import logging
-import math
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +43,7 @@ from fedsim.strategy import ClientUpdate, Measurable, Received, Strategy, messag
 from fedsim.strategy.faults import NOT_FINITE, all_failed, kind_of, warn_of
 from fedsim.strategy.traffic import Traffic, layer_bytes
 from fedsim.strategy.updates import check_state
-from fedsim.training.metrics import MAIN, meant
+from fedsim.training.metrics import MAIN, mean_of_known, meant
 
 AVERAGE = "average"  # of all layers of the uploaded models, whatever the strategy shares
 logger = logging.getLogger(__name__)
@@ -342,9 +341,5 @@ def _summary(server_round: int, rows: Sequence[Mapping[str, Any]], metric: str) 
         ]
 
     own, of_server = accuracies(PERSONALISED, False), accuracies(GLOBAL, True)
-    return RoundSummary(server_round, _mean(own), _mean(of_server), missing=own.count(None), metric=metric)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else (math.nan if values else None)
+    mean, on_server = (mean_of_known(values)[0] if values else None for values in (own, of_server))
+    return RoundSummary(server_round, mean, on_server, missing=own.count(None), metric=metric)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from fedsim.config.choices import CATALOGUES
 from fedsim.config.toml import flat
 from fedsim.errors import ConfigError
 from fedsim.results.folder import RunFolder
-from fedsim.training.metrics import LOSS, MAINS
+from fedsim.training.metrics import LOSS, MAINS, mean_of_known
 
 State = Literal["done", "running", "stopped", "failed", "damaged"]
 TAIL = 2**16  # bytes that are read of the end of a file at first
@@ -192,9 +193,8 @@ def _mean_of(rows: list[Mapping[str, Any]]) -> tuple[str | None, float | None, i
     last = rows[-1]["round"]
     newest = [row for row in rows if row["round"] == last]
     metric = next((row["metric"] for row in newest if row["metric"] != LOSS), LOSS)
-    values = [row["value"] for row in newest if row["metric"] == metric]
-    known = [value for value in values if value is not None]
-    return metric, sum(known) / len(known) if known else None, last, len(values) - len(known)
+    mean, missing = mean_of_known([row["value"] for row in newest if row["metric"] == metric])
+    return metric, None if math.isnan(mean) else mean, last, missing
 
 
 def _last_rows(path: Path, count: int) -> list[Mapping[str, Any]]:

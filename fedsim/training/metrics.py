@@ -4,8 +4,9 @@ Nothing here imports torch; `fedsim.training.scores` computes them. One of the u
 ``own:NAME:lower`` if less is better, so that records say all that there is to know of it.
 """
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,6 +142,15 @@ def be_a_metric(name: str) -> str:
     if not is_metric(name):
         raise ValueError(f"must be one of {KNOWN}")
     return name
+
+
+def mean_of_known(values: Sequence[float | None]) -> tuple[float, int]:
+    """Return the mean of the values that are known, NaN if none is, and the number of the others.
+
+    It is to be shown with that number: it looks better than it is where clients without a value have diverged.
+    """
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else math.nan, len(values) - len(known)
 
 
 def label(name: str, *, capital: bool = False) -> str:
