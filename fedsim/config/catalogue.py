@@ -149,6 +149,7 @@ class Catalogue:
         name = getattr(choice, self.key)
         choice = self.registered(choice)
         schema = self.schema(name)
+        self._check_own(schema, choice)
         set_here = choice.model_fields_set.intersection(choice.FILES)
         own = {key: getattr(choice, key) for key in set_here if not self.is_fixed(key, choice)}
         try:
@@ -168,6 +169,16 @@ class Catalogue:
         rule = explain_rule(problem, schema)
         colon = "" if problem["type"] in BOUNDS else ":"
         raise ConfigError(f"{self.table}.{option} = {as_toml(problem['input'])}{colon} {rule}")
+
+    def _check_own(self, schema: type[BaseModel], choice: Choice) -> None:
+        """Check that no option of a custom entry has the name of a setting, whose place it would take."""
+        name = getattr(choice, self.key)
+        settings = type(choice).model_fields.keys() - set(choice.FILES)
+        if self.canonical(name) not in self.entries and (both := sorted(settings & schema.model_fields.keys())):
+            raise ConfigError(
+                f"{self._where(name)} has an option {both[0]!r}, and every [{self.table}] has a setting of that name; "
+                "rename the parameter"
+            )
 
     def is_fixed(self, key: str, choice: Choice) -> bool:
         """Return whether one of ``choice.FILES`` is the table's own: a custom entry may have an option of that name."""

@@ -71,6 +71,11 @@ NEVER_BUILT = {
         "def part(*, a: 'Frame' = 0): pass\n",
         "NameError: name 'Frame' is not defined",
     ),
+    "an option with the name of a setting": (  # which had the option's value after the run, or lost its own
+        "model",
+        "def part(shape, classes, *, freeze: bool = False): pass\n",
+        r"has an option 'freeze', and every \[model\] has a setting of that name; rename the parameter",
+    ),
     "an annotation that is no option": (
         "data",
         "import threading\ndef part(*, a: threading.Event = None): pass\n",
