@@ -22,7 +22,7 @@ from fedsim.training.targets import IGNORED, labels_of, real_targets
 from fedsim.training.tasks import TASKS
 
 NEEDED = ("train_inputs", "train_targets", "test_inputs", "test_targets")
-IDS = "train_id_"
+IDS, HELD_OUT = "train_id_", "train_held_out"
 LARGEST = 10**6  # number of classes or tokens
 Channels = Literal["auto", "first", "last"]
 
@@ -42,7 +42,8 @@ def arrays(
     ----------
     path
         Path of the file, as given or relative to ``$FEDSIM_DATA``. It holds ``train_inputs``, ``train_targets``,
-        ``test_inputs`` and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example.
+        ``test_inputs`` and ``test_targets``, and may hold ``train_id_<column>``, the origin of each training example,
+        and ``train_held_out``, booleans that mark those that clients are only tested on.
         Inputs: bytes [n, channels, height, width] or [n, height, width] are images; floats [n, features] or
         [n, channels, ...] are normalised per feature or channel; other integers [n, length] are tokens. Targets:
         integers or names of classes [n], or integers [n, length] for sequences, with -100 where a position has none.
@@ -122,23 +123,25 @@ def dataset_from(
         for column, values in content.items()
         if column.startswith(IDS)
     }
+    held_out = content[HELD_OUT] if HELD_OUT in content else np.zeros(0, dtype=bool)
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
     if train.targets.is_floating_point():
         is_text = train.inputs.dtype == torch.int64
         tokens = _vocabulary(train, test, vocabulary, where) if is_text else ()
         fitted = None if is_text else statistics(train.inputs, scale)
         mean, std = fitted or ((), ())
-        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task, fitted)
+        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task, fitted, held_out)
     if train.inputs.dtype != torch.int64:
         mean, std = statistics(train.inputs, scale)
         known = names or _numbered(train, test, where)
-        return Dataset(name, train, test, known, scale, mean, std, ids, fitted=(mean, std))
+        return Dataset(name, train, test, known, scale, mean, std, ids, fitted=(mean, std), held_out=held_out)
     tokens = _vocabulary(train, test, vocabulary, where)
     if targets == "tokens" or task == "next-token" or (targets == "auto" and _follow(train)):
         largest = max(int(labels_of(part.targets).max()) for part in (train, test))
         known = names or _counted(max(len(tokens), 0 if vocabulary else largest + 1))
-        return Dataset(name, train, test, known, ids=ids)
-    return Dataset(name, train, test, names or _numbered(train, test, where), ids=ids, vocabulary=tokens)
+        return Dataset(name, train, test, known, ids=ids, held_out=held_out)
+    known = names or _numbered(train, test, where)
+    return Dataset(name, train, test, known, ids=ids, vocabulary=tokens, held_out=held_out)
 
 
 def _load(place: Path) -> dict[str, np.ndarray]:

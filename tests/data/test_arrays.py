@@ -39,6 +39,17 @@ def test_images_are_read_with_their_ids(kind: str, tmp_path: Path) -> None:
     assert data.normalise(data.train.inputs).mean((0, 2, 3)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("targets", [IMAGES["train_targets"], np.linspace(0.5, 1, 6)])
+def test_examples_may_be_marked_that_clients_are_only_tested_on(targets: np.ndarray, tmp_path: Path) -> None:
+    last = np.array([False, True, False, False, True, True])
+    tests = {"test_targets": targets[:2]}
+    data = arrays(path=write(tmp_path, train_targets=targets, train_held_out=last, **tests))
+    check_dataset(data)
+    assert data.trainable.tolist() == [0, 2, 3]
+    with pytest.raises(ValueError, match=r"has held_out = array.*; give a NumPy array of booleans"):
+        check_dataset(arrays(path=write(tmp_path, train_targets=targets, train_held_out=last * 1, **tests)))
+
+
 def test_series_are_normalised_per_channel_wherever_the_channels_are(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     series = {part: rng.normal([5.0, -20.0], [1.0, 30.0], (8, 7, 2)) for part in ("train_inputs", "test_inputs")}
