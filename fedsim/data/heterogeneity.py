@@ -59,7 +59,7 @@ class Heterogeneity:
         """Yield one line per measure: mean, smallest, median and largest value over the clients that have one."""
         notes = {
             "effective number of classes": f"of {len(self.classes)}",
-            "share of the largest class": "the accuracy of always predicting it",
+            "share of the largest class": "with one label each, the accuracy of always predicting it",
             "total variation": "from the pooled labels, 0 to 1",
             "Jensen-Shannon divergence, nats": "from the pooled labels, 0 to 0.693",
         }

@@ -157,8 +157,8 @@ class Layers:
             raise ValueError(f"layer pattern {pattern!r} matches only frozen layers, which stay; {self._remedy()}")
         if not matched and pattern == "norm":
             raise ValueError(
-                f"layer pattern {pattern!r} matches nothing, as the model has no normalisation; choose one that has "
-                f"some, or other layers; {self._remedy()}"
+                f"layer pattern {pattern!r} matches nothing, as the model has no normalisation that trains; choose one "
+                f"that has some, or other layers; {self._remedy()}"
             )
         if not matched:
             raise ValueError(f"layer pattern {pattern!r} matches nothing; {self._remedy()}")

@@ -94,7 +94,7 @@ MISTAKES = {
     "layer group of the barriers": (["--set", 'barriers.groups=["ful"]'], "'ful' matches nothing; layers are"),
     "no normalisation for a name in the literature": (
         ["--set", "strategy.name=Fed BN"],
-        r"\[strategy\] FedBN, which is layer_set with shared = \"!norm\": .*no normalisation; choose one that",
+        r"\[strategy\] FedBN, which is layer_set .*no normalisation that trains; choose one that",
     ),
     "a method by its name in the literature": (
         ["--set", "strategy.name=fedex_lora"],
