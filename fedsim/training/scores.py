@@ -88,6 +88,13 @@ def _macro_f1(logits: Tensor, labels: Tensor) -> Tensor:
     return multiclass_f1_score(logits.argmax(1), labels, logits.shape[1], average="macro")
 
 
+def _macro_f1_of_labels(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean F1 of labels that an example has or is given; torchmetrics counts all others as 0."""
+    given = (outputs > 0).long()
+    each = multilabel_f1_score(given, targets.long(), targets.shape[1], average="none")
+    return each[(targets > 0).any(0) | given.bool().any(0)].mean()
+
+
 def _mean_auroc(shares: Tensor, is_class: Tensor) -> Tensor:
     """Return the mean AUROC of columns, [n, columns], each against all else; of those that have both."""
     found = [
@@ -156,9 +163,7 @@ _SCORES: dict[str, dict[str, Score]] = {
         "calibration-error": _binary_calibration_error,
     },
     "multi-label": {
-        "macro-f1": lambda outputs, targets: multilabel_f1_score(
-            (outputs > 0).long(), targets.long(), targets.shape[1], average="macro"
-        ),
+        "macro-f1": _macro_f1_of_labels,
         "auroc": lambda outputs, targets: _mean_auroc(outputs.sigmoid(), targets > 0),
     },
     "regression": {"r2": _r2},

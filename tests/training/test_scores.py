@@ -89,6 +89,13 @@ def test_metrics_of_a_yes_or_no_and_of_labels_are_sklearns() -> None:
     assert values["accuracy:e"] == pytest.approx(float(((LOGITS > 0) == several.bool()).double().mean(0)[3]))
 
 
+def test_labels_that_a_client_neither_has_nor_predicts_do_not_count() -> None:
+    has = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]])
+    logits = torch.tensor([[1.0, -1, -1, -1], [-1, -1, 1, -1], [-1, 1, -1, -1]])
+    assert found("multi-label", logits, has)["macro-f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert math.isnan(found("multi-label", -torch.ones(3, 4), torch.zeros(3, 4))["macro-f1"])
+
+
 def test_metrics_of_numbers_and_of_tokens() -> None:
     targets = LOGITS[:, :2] + 0.5
     outputs = LOGITS[:, 2:]
