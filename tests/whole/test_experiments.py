@@ -160,6 +160,6 @@ def test_a_plain_average_survives_them_where_clients_share_fixed_entries(
     accuracy = {}
     model = {"name": "experiments.asymmetry.models:normed_mlp", "hidden": [64, 64, 64], "initial": "own"}
     for kind in ("none", "w"):
-        folder = play(copies(tiny, model=model | {"asymmetry": kind}, strategy={"name": "full"}), kind)
+        folder = play(copies(tiny, clients=4, model=model | {"asymmetry": kind}, strategy={"name": "full"}), kind)
         accuracy[kind] = float(read_result(folder).on_server("global").iloc[-1])
-    assert accuracy["none"] < 0.85 < 0.9 < accuracy["w"]
+    assert accuracy["none"] < 0.75 < 0.85 < accuracy["w"]
