@@ -4,7 +4,7 @@ from fedsim.lazy import LazyTable
 from fedsim.training.augmentation import Augmentation
 
 from .checks import check_dataset
-from .dataset import Dataset, Examples, channel_statistics, image_dataset, numbered
+from .dataset import Dataset, Examples, channel_statistics, image_dataset, numbered, origin_names
 from .text import word_tokens, word_vocabulary
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check_dataset",
     "image_dataset",
     "numbered",
+    "origin_names",
     "word_tokens",
     "word_vocabulary",
 ]

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from fedsim.data.checks import TOKENS_RULE, looks_channels_last
-from fedsim.data.dataset import Dataset, Examples, Statistics, channel_statistics, numbered
+from fedsim.data.dataset import Dataset, Examples, Statistics, channel_statistics, numbered, origin_names
 from fedsim.data.places import user_path
 from fedsim.data.target_checks import check_target_kind
 from fedsim.errors import message_of
@@ -118,11 +118,9 @@ def dataset_from(
         )
     names = classes or _names(content["train_targets"], where)
     train, test = (_examples(content, part, where, channels, names, task) for part in ("train", "test"))
-    ids = {
-        column.removeprefix(IDS): _ids(values, column, where)
-        for column, values in content.items()
-        if column.startswith(IDS)
-    }
+    given = {column.removeprefix(IDS): values for column, values in content.items() if column.startswith(IDS)}
+    ids = {column: _ids(values, f"{IDS}{column}", where) for column, values in given.items()}
+    origins = {column: origin_names(ids[column], _readable(values)) for column, values in given.items()}
     held_out = content[HELD_OUT] if HELD_OUT in content else np.zeros(0, dtype=bool)
     scale = 255.0 if train.inputs.dtype == torch.uint8 else 1.0
     if train.targets.is_floating_point():
@@ -130,18 +128,20 @@ def dataset_from(
         tokens = _vocabulary(train, test, vocabulary, where) if is_text else ()
         fitted = None if is_text else statistics(train.inputs, scale)
         mean, std = fitted or ((), ())
-        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task, fitted, held_out)
+        return Dataset(name, train, test, names, scale, mean, std, ids, tokens, task, fitted, held_out, origins=origins)
     if train.inputs.dtype != torch.int64:
         mean, std = statistics(train.inputs, scale)
         known = names or _numbered(train, test, where)
-        return Dataset(name, train, test, known, scale, mean, std, ids, fitted=(mean, std), held_out=held_out)
+        return Dataset(
+            name, train, test, known, scale, mean, std, ids, fitted=(mean, std), held_out=held_out, origins=origins
+        )
     tokens = _vocabulary(train, test, vocabulary, where)
     if targets == "tokens" or task == "next-token" or (targets == "auto" and _follow(train)):
         largest = max(int(labels_of(part.targets).max()) for part in (train, test))
         known = names or _counted(max(len(tokens), 0 if vocabulary else largest + 1))
-        return Dataset(name, train, test, known, ids=ids, held_out=held_out)
+        return Dataset(name, train, test, known, ids=ids, held_out=held_out, origins=origins)
     known = names or _numbered(train, test, where)
-    return Dataset(name, train, test, known, ids=ids, vocabulary=tokens, held_out=held_out)
+    return Dataset(name, train, test, known, ids=ids, vocabulary=tokens, held_out=held_out, origins=origins)
 
 
 def _load(place: Path) -> dict[str, np.ndarray]:
@@ -277,6 +277,10 @@ def _ids(values: np.ndarray, name: str, where: str) -> np.ndarray:
     if values.dtype.kind == "f" and len(missing := np.flatnonzero(np.isnan(values))):
         raise ValueError(f"{where}: {name} has no value at example {missing[0]}; give each example its origin")
     return numbered(values)
+
+
+def _readable(values: np.ndarray) -> np.ndarray:
+    return np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
 
 
 def _names(targets: np.ndarray, where: str) -> tuple[str, ...]:

@@ -191,6 +191,26 @@ def _check_ids(dataset: Dataset) -> None:
             )
         if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
             raise ValueError(f"{dataset.name!r} has ids {column!r} of {ids.dtype}; they must be non-negative integers")
+    _check_origins(dataset)
+
+
+def _check_origins(dataset: Dataset) -> None:
+    rule = "give a dict of a column of ids and its names, texts in the order of the ids"
+    if not isinstance(dataset.origins, Mapping):
+        raise ValueError(f"{dataset.name!r} has origins = {_short(dataset.origins)}; {rule}")
+    for column, names in dataset.origins.items():
+        if column not in dataset.ids:
+            raise ValueError(f"{dataset.name!r} has origins {column!r} without ids of this name; {rule}")
+        if (
+            isinstance(names, str)
+            or not isinstance(names, Sequence)
+            or not all(isinstance(each, str) for each in names)
+        ):
+            raise ValueError(f"{dataset.name!r} has origins {column!r} = {_short(names)}; {rule}")
+        if len(names) <= (largest := int(dataset.ids[column].max())):
+            raise ValueError(
+                f"{dataset.name!r} has {len(names)} origins {column!r}, and an id is {largest}; name every id, from 0"
+            )
 
 
 def _check_held_out(dataset: Dataset) -> None:

@@ -1,6 +1,6 @@
 """A data set in memory, and the normalisation of its inputs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -94,6 +94,8 @@ class Dataset:
         Which training examples clients are only tested on, booleans [n]; empty if ``partition.test`` decides that.
     pad_token
         Token that pads inputs; None if they have no padding or it is not known.
+    origins
+        Names of the ids by column, in their order, such as those of hospitals; a column without them is only numbered.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Dataset:
     fitted: Statistics | None = None
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     pad_token: int | None = None
+    origins: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def trainable(self) -> np.ndarray:
@@ -191,7 +194,8 @@ def image_dataset(
 def plain(dataset: Dataset) -> Dataset:
     """Return a data set that other processes can be sent, whatever sequences and mappings its names and ids are in."""
     classes, vocabulary = tuple(dataset.classes), tuple(dataset.vocabulary)
-    return replace(dataset, classes=classes, vocabulary=vocabulary, ids=dict(dataset.ids))
+    origins = {column: tuple(names) for column, names in dataset.origins.items()}
+    return replace(dataset, classes=classes, vocabulary=vocabulary, ids=dict(dataset.ids), origins=origins)
 
 
 def numbered(values: ArrayLike) -> np.ndarray:
@@ -203,6 +207,11 @@ def numbered(values: ArrayLike) -> np.ndarray:
     if known.dtype == object and not all(isinstance(value, int | float) for value in known.flat):
         known = known.astype(str)
     return np.unique(known, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def origin_names(ids: np.ndarray, values: Sequence[object] | np.ndarray) -> tuple[str, ...]:
+    """Return the names of ids that `numbered` gives, for `Dataset`: of each the first value, as text."""
+    return tuple(str(values[place]) for place in np.unique(ids, return_index=True)[1].tolist())
 
 
 def channel_statistics(inputs: Tensor, scale: float, positions: np.ndarray | None = None) -> Statistics:

@@ -6,16 +6,23 @@ from typing import Any, Self
 
 import numpy as np
 
+from fedsim.shortening import cut, printable
 from partitions import LabelCounts
 
 SHOWN_CLIENTS = 30
 SHOWN_CLASSES = 12
+LONGEST_ORIGIN = 24  # letters of a name
 
 
 def mean_of(values: np.ndarray) -> float:
     """Return the mean of the values that are defined, of shape [clients]; NaN if none is."""
     found = values[~np.isnan(values)]
     return float(found.mean()) if len(found) else float("nan")
+
+
+def of_origin(origins: Sequence[str], client: int) -> str:
+    """Return a client's origin as it follows its number: in parentheses and short, or nothing if it has none."""
+    return f" ({cut(printable(origins[client]), LONGEST_ORIGIN)})" if origins else ""
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,14 @@ class Heterogeneity:
         Labels of each client; for sequences, all their targets.
     classes
         Names of the classes.
+    origins
+        Name of each client's origin, such as its hospital; empty if they have none.
     """
 
     sizes: np.ndarray
     counts: LabelCounts
     classes: tuple[str, ...]
+    origins: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -77,6 +87,8 @@ class Heterogeneity:
         few, shown = len(self.classes) <= SHOWN_CLASSES, min(len(self), SHOWN_CLIENTS)
         largest = (shown - 1, self.sizes[:shown].max(), self.counts.counts.max(initial=0))
         wide_client, wide_size, wide_count = (len(str(number)) for number in largest)
+        whose = [f"client {client:>{wide_client}}{of_origin(self.origins, client)}:" for client in range(shown)]
+        wide = max(map(len, whose))
         for client in range(shown):
             row = slice(*self.counts.offsets[client : client + 2])
             labels, counts = self.counts.labels[row], self.counts.counts[row]
@@ -88,7 +100,7 @@ class Heterogeneity:
                 most = np.argsort(-counts, kind="stable")[:5]
                 text = f"{len(labels):>4} classes" + ", most: " * bool(len(labels))
                 text += ", ".join(f"{self.classes[labels[i]]} {counts[i]}" for i in most)
-            yield f"client {client:>{wide_client}}: {self.sizes[client]:>{wide_size}} examples | {text}"
+            yield f"{whose[client]:{wide}} {self.sizes[client]:>{wide_size}} examples | {text}"
         if len(self) > SHOWN_CLIENTS:
             yield f"and {len(self) - SHOWN_CLIENTS:,} more clients"
 

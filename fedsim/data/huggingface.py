@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
-from fedsim.data.dataset import Dataset, Examples, Spacing, numbered, set_aside
+from fedsim.data.dataset import Dataset, Examples, Spacing, numbered, origin_names, set_aside
 from fedsim.data.fingerprint import fingerprint
 from fedsim.data.map_style import read_examples
 from fedsim.data.pictures import Mode, check_size, pixels_of
@@ -118,20 +118,22 @@ def huggingface(
             )
         rows = [splits[part].select_columns([target, *id, *wanted]).to_pandas() for part in ("train", "test")]
         dataset = of_texts(rows[0], rows[1], Path(path), text, tokenizer, length, (target,), (), id, task)
-        return _with_classes(dataset, rows, target, getattr(features[target], "names", None), path)
+        dataset = _with_classes(dataset, rows, target, getattr(features[target], "names", None), path)
+        return replace(dataset, origins=_origins(splits["train"], dataset.ids))
     columns = inputs or _default_inputs(library, features, (target, *id), path)
     _check_kinds(library, features, columns, path)
     parts = {part: _Examples(split, columns, target, mode, size) for part, split in splits.items()}
     kept = fingerprint(place) if place else [path, subset, revision, *(split._fingerprint for split in splits.values())]
     chosen = [kept, subset, train, test, test_share, test_spacing, columns, target, mode, size]
-    return read_examples(
+    ids = {column: _ids(splits["train"][column], column, path) for column in id}
+    dataset = read_examples(
         parts,
         Path(path).name,
         sha256(json.dumps(chosen).encode()).hexdigest()[:16],
         classes=tuple(getattr(features[target], "names", None) or ()),
-        ids={column: _ids(splits["train"][column], column, path) for column in id},
         task=task,
     )
+    return replace(dataset, ids=ids, origins=_origins(splits["train"], ids))
 
 
 def _with_classes(
@@ -233,6 +235,15 @@ def _ids(values: Iterable[Any], column: str, path: str) -> np.ndarray:
             f"{path}: column {column!r} has no value at example {origins.index(None)}; give each its origin"
         )
     return numbered(origins)
+
+
+def _origins(split: Any, ids: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the ids by column: of labels with names those, else the values."""
+    found = {}
+    for column, own in ids.items():
+        names, values = getattr(split.features[column], "names", None), list(split[column])
+        found[column] = origin_names(own, [names[each] if each >= 0 else each for each in values] if names else values)
+    return found
 
 
 def _check_columns(features: Mapping[str, Any], names: Sequence[str], path: str) -> None:

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from fedsim.data.dataset import Dataset, Examples, Spacing, channel_statistics, numbered
+from fedsim.data.dataset import Dataset, Examples, Spacing, channel_statistics, numbered, origin_names
 from fedsim.data.file_tree import FileTree, open_tree
 from fedsim.data.image_cache import cached
 from fedsim.data.layouts import Layout, Sorted, sorted_images
@@ -167,4 +168,6 @@ def _read(cache: Path, images: Sorted) -> Dataset:
     train, test = (Examples(load(split, mmap_mode="c"), load(f"{split}_targets")) for split in ("train", "test"))
     mean, std = map(tuple, json.loads((cache / "statistics.json").read_text()))
     ids = {"site": numbered(images.sites)} if images.sites else {}
-    return Dataset("image-folder", train, test, images.classes, 255.0, mean, std, ids, fitted=(mean, std))
+    origins = {column: origin_names(values, images.sites) for column, values in ids.items()}
+    dataset = Dataset("image-folder", train, test, images.classes, 255.0, mean, std, ids, fitted=(mean, std))
+    return replace(dataset, origins=origins)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedsim.data.checks import looks_channels_last
-from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered
+from fedsim.data.dataset import Dataset, Examples, channel_statistics, numbered, origin_names
 from fedsim.data.places import user_path
 from fedsim.data.text import tokens, vocabulary, word_tokens, word_vocabulary
 from fedsim.errors import message_of
@@ -128,6 +128,7 @@ def _read(
     folder = user_path(path)
     parts = [_part(folder / split) for split in ("train", "test")]
     dataset = _dataset(name, parts, folder, shape, classes, length, size)
+    dataset = replace(dataset, origins={"user": origin_names(dataset.ids["user"], parts[0].users)})
     return _with_own_tests(dataset, parts) if own_tests else dataset
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,7 +129,6 @@ def read_examples(
     identity: str | None,
     *,
     classes: tuple[str, ...] = (),
-    ids: Mapping[str, np.ndarray] | None = None,
     task: str = "auto",
 ) -> Dataset:
     """Return the data set of two map-style ones, ``train`` and ``test``, whose examples are read once.
@@ -141,8 +139,6 @@ def read_examples(
         What changes when an example does, by which the cache is found; without it they are read in every process.
     classes
         Names of the classes (default: the names in the targets, or the labels' numbers).
-    ids
-        Origin of each training example, by column.
 
     Raises
     ------
@@ -166,7 +162,7 @@ def read_examples(
             fill(Path(temporary))
             content, statistics = _load(Path(temporary))
     are_numbers = content["train_targets"].dtype.kind == "f" and task not in ("binary", "multi-label")
-    dataset = dataset_from(
+    return dataset_from(
         content,
         repr(name),
         name,
@@ -175,7 +171,6 @@ def read_examples(
         task=task,
         statistics=lambda *_: statistics,
     )
-    return replace(dataset, ids=ids or {})
 
 
 def _load(folder: Path, **settings: Any) -> tuple[dict[str, np.ndarray], Statistics]:

@@ -66,8 +66,9 @@ def shakespeare(*, path: str = "", data_dir: str | None = None, length: int = 80
     spoken = {speaker: "".join(parts) for speaker, parts in speeches.items()}
     classes = vocabulary(list(spoken.values()))
     index = {character: position for position, character in enumerate(classes)}
-    cut = [windows(tokens(said, index), length) for said in spoken.values()]
-    cut = [part for part in cut if len(part[0])]
+    every = {speaker: windows(tokens(said, index), length) for speaker, said in spoken.items()}
+    speakers = tuple(speaker for speaker, part in every.items() if len(part[0]))
+    cut = [every[speaker] for speaker in speakers]
     if sum(len(inputs) for inputs, _ in cut) < TEST_SHARE or not any(len(inputs) >= TEST_SHARE for inputs, _ in cut):
         raise ValueError(f"length = {length} leaves no speaker of {place} {TEST_SHARE} examples; use a smaller length")
     splits = [len(inputs) - len(inputs) // TEST_SHARE for inputs, _ in cut]
@@ -76,7 +77,8 @@ def shakespeare(*, path: str = "", data_dir: str | None = None, length: int = 80
         for chosen in (lambda n: slice(None, n), lambda n: slice(n, None))
     )
     names = tuple({"\n": "newline", " ": "space"}.get(character, character) for character in classes)
-    return Dataset("shakespeare", train, test, names, ids={"speaker": np.repeat(np.arange(len(cut)), splits)})
+    ids = {"speaker": np.repeat(np.arange(len(cut)), splits)}
+    return Dataset("shakespeare", train, test, names, ids=ids, origins={"speaker": speakers})
 
 
 def _published(data_dir: str | None) -> Path:

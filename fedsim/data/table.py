@@ -3,7 +3,8 @@
 import csv
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ import torch
 from annotated_types import Ge
 
 from fedsim.data.columns import encoder_of, first_row, inputs_of, is_number
-from fedsim.data.dataset import Dataset, Examples, Spacing, channel_statistics, numbered, set_aside
+from fedsim.data.dataset import Dataset, Examples, Spacing, channel_statistics, numbered, origin_names, set_aside
 from fedsim.data.places import user_path
 from fedsim.data.tokenised import tokenised
 from fedsim.errors import first_line
@@ -22,7 +23,8 @@ from fedsim.memory import check_fits
 from fedsim.reading import read_bytes, read_text
 
 PARTS = ("train", "test")
-SUFFIXES = (".csv", ".tsv", ".parquet")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*SEPARATORS, ".parquet")
 LISTED = 5
 NONE = " (in .csv and .tsv, NA and None are no values)"
 logger = logging.getLogger(__name__)
@@ -90,7 +92,8 @@ def table(
     if threshold is not None:
         train, test = (_split_at(threshold, rows, target, place) for rows in (train, test))
     if text or tokenizer or length:
-        return of_texts(train, test, place, text, tokenizer, length, target, columns, id, task)
+        dataset = of_texts(train, test, place, text, tokenizer, length, target, columns, id, task)
+        return replace(dataset, origins=_origins(place, train, dataset.ids))
     features = columns or _features(train, (*target, *id), place)
     for part in (train, test):
         _check_columns(part, (*target, *features), place)
@@ -104,6 +107,7 @@ def table(
     inputs = [torch.from_numpy(inputs_of(part, encoders, place)) for part in (train, test)]
     mean, std = channel_statistics(inputs[0], 1.0)
     targets, classes = _targets(train, test, target, task, place)
+    ids = {name: numbered(train[name]) for name in id}
     return Dataset(
         place.stem,
         Examples(inputs[0], targets[0]),
@@ -111,9 +115,10 @@ def table(
         classes,
         mean=mean,
         std=std,
-        ids={name: numbered(train[name]) for name in id},
+        ids=ids,
         task=task,
         fitted=(mean, std),
+        origins=_origins(place, train, ids),
     )
 
 
@@ -180,11 +185,7 @@ def _split_at(threshold: float, rows: pd.DataFrame, target: Sequence[str], place
 
 def _parts(place: Path, test_share: float, spacing: Spacing) -> tuple[pd.DataFrame, pd.DataFrame]:
     if place.is_dir():
-        files = {part: [each for each in sorted(place.glob(f"{part}.*")) if each.suffix in SUFFIXES] for part in PARTS}
-        for part, found in files.items():
-            if len(found) != 1:
-                raise ValueError(f"{place} has {len(found)} files {part}.csv, .tsv or .parquet; it must have one")
-        train, test = (_read(found[0]) for found in files.values())
+        train, test = (_read(_file(place, part)) for part in PARTS)
         return train, test
     if not 0 < test_share < 1:
         raise ValueError(f"test_share = {test_share} must be more than 0 and less than 1")
@@ -197,6 +198,22 @@ def _parts(place: Path, test_share: float, spacing: Spacing) -> tuple[pd.DataFra
     return rows[~is_test], rows[is_test]
 
 
+def _file(folder: Path, part: str) -> Path:
+    found = [each for each in sorted(folder.glob(f"{part}.*")) if each.suffix in SUFFIXES]
+    if len(found) != 1:
+        raise ValueError(f"{folder} has {len(found)} files {part}.csv, .tsv or .parquet; it must have one")
+    return found[0]
+
+
+def _origins(place: Path, train: pd.DataFrame, ids: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the ids by column, as the file has them: pandas reads 007 as 7."""
+    file = _file(place, PARTS[0]) if place.is_dir() else place
+    texts = train[[*ids]].astype(str)
+    if file.suffix != ".parquet" and any(is_number(train[name]) for name in ids):
+        texts = _from_csv(file, read_text(file), as_text=ids).loc[train.index]
+    return {name: origin_names(own, texts[name].tolist()) for name, own in ids.items()}
+
+
 def _read(file: Path) -> pd.DataFrame:
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
@@ -207,10 +224,9 @@ def _read(file: Path) -> pd.DataFrame:
             exact = [name for name in rows if pd.api.types.infer_dtype(rows[name]) == "decimal"]
             rows = rows.astype(dict.fromkeys(exact, np.float64))
         else:
-            separator = "\t" if file.suffix == ".tsv" else ","
             text = read_text(file)
-            rows = pd.read_csv(io.StringIO(text), sep=separator, low_memory=False)
-            twice = _named_twice(text, separator)
+            rows = _from_csv(file, text)
+            twice = _named_twice(text, SEPARATORS[file.suffix])
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file may raise anything
@@ -218,6 +234,11 @@ def _read(file: Path) -> pd.DataFrame:
     if twice:
         raise ValueError(f"{file} has two columns named {twice[0]!r}; give each a name of its own")
     return rows.reset_index(drop=True)
+
+
+def _from_csv(file: Path, text: str, as_text: Iterable[str] = ()) -> pd.DataFrame:
+    types = dict.fromkeys(as_text, str)
+    return pd.read_csv(io.StringIO(text), sep=SEPARATORS[file.suffix], low_memory=False, dtype=types)
 
 
 def _named_twice(text: str, separator: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.config.content import describe_files
+from fedsim.data.heterogeneity import of_origin
 from fedsim.experiment.injected import describe_faults
 from fedsim.experiment.local_training import describe_training, training_notes
 from fedsim.experiment.measuring.barrier_cost import barrier_cost, rounds_between
@@ -166,7 +167,8 @@ def _evaluation(federation: Federation, strategy: Strategy) -> Iterator[str]:
     """Describe who never trains, and what the evaluation costs."""
     config, cost = federation.config, evaluation_cost(federation)
     if never := unseen(config):
-        yield f"{len(never)} of {config.clients} clients never train: {', '.join(map(str, never))}"
+        named = [f"{client}{of_origin(federation.data.origins, client)}" for client in never]
+        yield f"{len(never)} of {config.clients} clients never train: {', '.join(named)}"
     yield (
         f"in {cost.rounds} of {config.rounds} rounds, at most {cost.client_passes:,} forward passes of one example for "
         f"the clients and {cost.server_passes:,} for the server"

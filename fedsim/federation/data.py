@@ -17,6 +17,7 @@ from fedsim.data.fingerprint import looking_once
 from fedsim.data.heterogeneity import Heterogeneity
 from fedsim.data.tasks import label_shares
 from fedsim.errors import ConfigError
+from fedsim.federation.origins import origins_of
 from fedsim.federation.participants import unseen
 from fedsim.federation.split import held_by_server, sample_positions, split_of
 from fedsim.memory import TENSOR_BYTES
@@ -121,7 +122,12 @@ class FederatedData:
         whole = self.split.whole
         labels, names = label_shares(self.dataset)
         counts = LabelCounts.of(whole, labels, len(names), ignored=IGNORED)
-        return Heterogeneity(whole.sizes, counts, names)
+        return Heterogeneity(whole.sizes, counts, names, self.origins)
+
+    @cached_property
+    def origins(self) -> tuple[str, ...]:
+        """Name of each client's origin, such as its hospital; empty if they have none."""
+        return origins_of(self.split.whole, self.dataset, self.config.partition)
 
     def save_split(self, path: Path) -> Path:
         """Write the index sets to an ``.npz`` file; return its path."""

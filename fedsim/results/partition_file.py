@@ -17,10 +17,14 @@ CLASSES = b"classes"  # key of the file's metadata
 
 
 def partition_bytes(measured: Heterogeneity) -> bytes:
-    """Return a parquet file with a row per client; the names of the classes are in its metadata."""
+    """Return a parquet file with a row per client, and its origin if that has a name; its metadata name the classes."""
     counts = measured.counts
+    # Folders whose names are no UTF-8 have surrogates, which no parquet file holds.
+    origins = [name.encode(errors="backslashreplace").decode() for name in measured.origins]
+    columns = {"origin": pa.array(origins, pa.string())} if origins else {}
     table = pa.table(
         {
+            **columns,
             "examples": pa.array(measured.sizes.astype(np.int64)),
             "labels": pa.ListArray.from_arrays(pa.array(counts.offsets, pa.int32()), pa.array(counts.labels)),
             "counts": pa.ListArray.from_arrays(pa.array(counts.offsets, pa.int32()), pa.array(counts.counts)),
@@ -48,4 +52,5 @@ def read_partition(folder: RunFolder) -> Heterogeneity:
     if not np.array_equal(offsets, counts.offsets.to_numpy()):
         raise ValueError(f"{folder.partition} has other numbers of labels than of their counts")
     row = LabelCounts(offsets, held, counts.values.to_numpy(), len(classes))
-    return Heterogeneity(table["examples"].to_numpy(), row, classes)
+    origins = tuple(map(str, table["origin"].to_pylist())) if "origin" in table.column_names else ()  # as before 0.15
+    return Heterogeneity(table["examples"].to_numpy(), row, classes, origins)

@@ -36,6 +36,7 @@ def test_images_are_read_with_their_ids(kind: str, tmp_path: Path) -> None:
     assert data.test.targets.tolist() == [1, 0]
     assert (data.name, data.scale, data.classes) == ("mine", 255.0, ("0", "1", "2"))
     assert data.ids["writer"].tolist() == [2, 2, 0, 0, 0, 1]
+    assert data.origins["writer"] == tuple(map(str, np.unique(IMAGES["train_id_writer"])))
     assert data.normalise(data.train.inputs).mean((0, 2, 3)).abs().max() < 1e-6
 
 

@@ -128,6 +128,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"classes = 3; give a tuple of names, such as tuple\(map\(str, range\(3\)\)\)",
     ),
     "number of tokens": ({"vocabulary": 200}, "vocabulary = 200; give a tuple of names"),
+    "no dict of origins": ({"origins": None}, "origins = None; give a dict"),
+    "origins without ids": ({"origins": {"site": ("a",)}}, "origins 'site' without ids of this name"),
+    "origins in a text": ({"ids": {"site": LABELS.numpy()}, "origins": {"site": "abc"}}, "'site' = 'abc'; give a dict"),
+    "an origin without a name": (
+        {"ids": {"site": LABELS.numpy()}, "origins": {"site": ("a", "b")}},
+        "has 2 origins 'site', and an id is 2; name every id, from 0",
+    ),
     "ids in a list": ({"ids": {"site": [0] * N}}, "ids 'site' of type list; give a NumPy array of integers"),
 }
 

@@ -73,6 +73,14 @@ def test_pictures_have_the_names_of_their_classes_and_the_origin_of_each(picture
 def test_origins_that_are_numbers_are_in_the_order_of_their_size(rows: str) -> None:
     found = huggingface(path=rows, target="price", inputs=("height",), id=("age",))
     assert found.ids["age"].tolist() == list(range(16))
+    assert found.origins["age"] == tuple(map(str, sorted(map(int, found.origins["age"]))))
+
+
+def test_origins_have_the_names_of_labels(pictures: str) -> None:
+    found = huggingface(path=pictures, id=("site",))
+    values = datasets.load_from_disk(pictures)["train"]
+    names = getattr(values.features["site"], "names", None) or sorted(map(str, set(values["site"])))
+    assert found.origins == {"site": tuple(names)}
 
 
 def test_large_whole_numbers_keep_their_digits_and_a_missing_origin_is_named(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_a_level_of_sites_is_an_id_column(order: str, make: Callable[[Path], Pat
     check_dataset(data)
     assert data.classes == ("cat", "dog")
     assert data.ids["site"].tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    assert data.origins == {"site": tuple(sorted({name.split("/")[0] for name in SITES}))}
     assert data.train.targets.tolist() == [0, 0, 1, 1] * 2 + [0, 0]
     assert len(data.test) == 8
     brightness = [10 + names.index(n) for n in sorted(n for n in names if "train" in n)]

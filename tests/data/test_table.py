@@ -72,6 +72,38 @@ def test_origins_that_are_numbers_are_in_the_order_of_their_size(read: Callable[
     assert [known[rank] for rank in data.ids["mixed"]] == np.array(mixed)[is_train].tolist()
 
 
+@pytest.mark.parametrize("kind", ["one file", "train and test"])
+def test_origins_have_the_names_that_the_file_has(kind: str, tmp_path: Path) -> None:
+    header = "ward,day,open,dose,age,ill\n"
+    rows = [
+        f"00{ward},2020-01-0{ward},{'true' if ward > 8 else 'false'},{ward}.50,{age},{age % 2}"
+        for ward in (9, 7, 8)
+        for age in range(10)
+    ]
+    text = header + "\n\n".join(rows)
+    if kind == "one file":
+        (tmp_path / "rows.csv").write_text(text)
+    else:
+        for part in ("train", "test"):
+            (tmp_path / f"{part}.csv").write_text(text)
+    place = tmp_path / "rows.csv" if kind == "one file" else tmp_path
+    data = table(path=str(place), target=("ill",), id=("ward", "day", "open", "dose"), columns=("age",))
+    assert data.origins == {
+        "ward": ("007", "008", "009"),
+        "day": ("2020-01-07", "2020-01-08", "2020-01-09"),
+        "open": ("false", "true"),
+        "dose": ("7.50", "8.50", "9.50"),
+    }
+    assert (data.ids["ward"] == data.ids["day"]).all()
+
+
+def test_dates_of_a_parquet_file_are_named_as_dates(tmp_path: Path) -> None:
+    days = pd.to_datetime(["2020-02-01", "2020-01-01"] * 20)
+    ROWS.assign(day=days).to_parquet(tmp_path / "rows.parquet")
+    data = table(path=str(tmp_path / "rows.parquet"), target=("ill",), id=("day",), columns=("age",))
+    assert data.origins == {"day": ("2020-01-01", "2020-02-01")}
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

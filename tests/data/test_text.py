@@ -102,6 +102,7 @@ def test_leaf_is_read_from_several_files_with_its_users(tmp_path: Path) -> None:
     assert data.train.inputs.tolist() == [[0.0, 1.0], [0.5, 1.0], [1.0, 1.0], [0.25, 3.0]]
     assert data.train.targets.tolist() == [2, 0, 1, 1]
     assert data.ids["user"].tolist() == [1, 1, 0, 1]
+    assert data.origins == {"user": ("f01", "f02")}
     assert data.test.targets.tolist() == [2]
 
 
@@ -161,6 +162,7 @@ def test_users_of_leaf_are_tested_on_their_own_examples_if_all_have_some(tmp_pat
     assert data.train.inputs[:, 0].tolist() == [0, 1, 2, 3, 4]
     assert data.held_out.tolist() == [False] * 3 + [True] * 2
     assert data.ids["user"].tolist() == [1, 1, 0, 0, 1]
+    assert data.origins == {"user": ("a", "b")}
     assert data.mean[0] == 1.0  # of the examples to train on
     assert data.test.inputs[:, 0].tolist() == [5, 3, 4]
     write_leaf(tmp_path, {"c": rows[5:], "a": rows[3:4]}, "test")

@@ -1,8 +1,10 @@
 import json
 import locale
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from fedsim.config import Config, naming
@@ -60,6 +62,16 @@ def test_the_clients_labels_survive_the_file(version: str, tmp_path: Path) -> No
     assert dense_of(again.counts) == [[0, 3, 1], [2, 1, 1], [0, 0, 0], [0, 0, 1]]
     assert again.sizes.tolist() == [4, 4, 2, 1]
     assert again.classes == tuple(classes)
+
+
+def test_the_names_of_origins_survive_the_file_and_a_file_without_them_is_as_before(tmp_path: Path) -> None:
+    folder, measured = RunFolder(tmp_path), clients_with([[3, 1], [1, 1], [0, 4]])
+    write_whole(folder.partition, partition_bytes(measured))
+    assert pq.read_schema(folder.partition).names == ["examples", "labels", "counts"]
+    assert read_partition(folder).origins == ()
+    names = ("St. <b>", "Köln, 2\n", "caf\udce9")  # the last as Python reads a folder's name in Latin-1
+    write_whole(folder.partition, partition_bytes(replace(measured, origins=names)))
+    assert read_partition(folder).origins == (*names[:2], "caf\\udce9")
 
 
 @pytest.mark.slow

@@ -54,6 +54,16 @@ def test_points_have_the_values_sizes_and_entropies_of_the_records(tiny: Callabl
     assert found.labels[int(points.loc[2, "j"])] == {0: 4, 1: 4, 2: 12}
 
 
+def test_points_have_the_names_of_origins_where_a_run_has_some(tiny: Callable[..., Config]) -> None:
+    plain = run_of(tiny(), [[0.1, 0.2, 0.3]], LABELS)
+    named = replace(plain, heterogeneity=replace(plain.heterogeneity, origins=("a", "<b>", "c")))
+    assert client_records([[named], [plain]]).points["o"].tolist() == ["a", "<b>", "c", "", "", ""]
+    for run, is_named in ((named, True), (plain, False)):
+        chart = client_explorer(client_records([[run]]), {"a": Group("a", {}, [run])}, "accuracy")
+        assert chart is not None
+        assert ('"title": "origin"' in json.dumps(chart.to_dict())) == is_named
+
+
 def test_a_client_with_one_class_has_no_entropy(tiny: Callable[..., Config]) -> None:
     found = client_records([[run_of(tiny(), [[0.1, 0.2, 0.3]], LABELS)]])
     assert found.points["h"].iloc[1] == 0.0

@@ -1,5 +1,7 @@
 """Charts of who holds what, and of each client before and after training, by hand."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,17 @@ def test_a_small_partition_has_a_bar_for_each_client_and_a_bubble_for_each_class
     assert [(row["i"], row["l_name"], row["c"]) for row in bubbles] == [
         *((0, "a", 1), (1, "a", 2), (2, "a", 3), (2, "b <i>", 4)),
     ]
+
+
+def test_clients_are_named_in_tooltips_where_their_origins_have_names() -> None:
+    names = ("a", "<b>", "c" * 99)
+    for rows in data_of(partition_chart(replace(held(3), origins=names))):
+        assert {row["i"]: row["o"] for row in rows} == {0: "a", 1: "<b>", 2: f"{'c' * 11}…{'c' * 11}"}
+    values = pd.DataFrame({"personalised": [0.5, 0.75]}, [2, 1])
+    [points] = data_of(before_after_chart({"test": values}, "accuracy", names))
+    assert {row["i"]: row["o"][:3] for row in points} == {2: "ccc", 1: "<b>"}
+    assert '"origin"' in json.dumps(before_after_chart({"test": values}, "accuracy", names).to_dict())
+    assert not any("o" in row for rows in data_of(partition_chart(held(3))) for row in rows)
 
 
 def test_a_large_partition_has_a_histogram_of_each_measure_that_counts_every_client() -> None:

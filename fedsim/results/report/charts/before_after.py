@@ -10,6 +10,7 @@ from fedsim.results.report.charts.compact import chart_of
 from fedsim.results.report.charts.parts import Axis, Scale, Tooltip
 from fedsim.results.report.charts.theme import LOSS_FORMAT, SHARE_FORMAT
 from fedsim.results.report.drawing.before_after import MANY_CLIENTS, MODELS, TITLES, trained_end
+from fedsim.results.report.drawing.style import short
 from fedsim.results.report.palette import COLOURS
 from fedsim.training.metrics import label, metric_of
 
@@ -24,28 +25,34 @@ POINTS = {
 HEIGHT, WIDTH = 240, 320  # pixels of a panel
 
 
-def before_after_chart(panels: Mapping[str, pd.DataFrame], metric: str) -> ChartType | None:
+def before_after_chart(
+    panels: Mapping[str, pd.DataFrame], metric: str, origins: Sequence[str] = ()
+) -> ChartType | None:
     """Return a panel for each kind of data, clients sorted by their model as received; None if there is no value.
 
     Parameters
     ----------
     panels
         Values by client (rows) and model (columns), by the data that they were measured on.
+    origins
+        Name of each client's origin; empty if they have none.
     """
     used = [model for model in MODELS if any(model in values for values in panels.values())]
     shown = [
-        _panel(values, used, metric, TITLES[data]) for data, values in panels.items() if values.notna().any(axis=None)
+        _panel(values, used, metric, TITLES[data], origins)
+        for data, values in panels.items()
+        if values.notna().any(axis=None)
     ]
     if not shown:
         return None
     return alt.hconcat(*shown).resolve_scale(y="shared") if len(shown) > 1 else shown[0]
 
 
-def _panel(values: pd.DataFrame, used: Sequence[str], metric: str, title: str) -> ChartType:
+def _panel(values: pd.DataFrame, used: Sequence[str], metric: str, title: str, origins: Sequence[str]) -> ChartType:
     names = [MODELS[model] for model in used]
     clients = values.index.astype(int).tolist()
     rows = [
-        {"i": client, "m": used.index(str(model)), "v": value}
+        {"i": client, "m": used.index(str(model)), "v": value} | ({"o": short(origins[client])} if origins else {})
         for client, (_, row) in zip(clients, values.astype(float).iterrows(), strict=True)
         for model, value in row.dropna().items()
     ]
@@ -71,6 +78,7 @@ def _panel(values: pd.DataFrame, used: Sequence[str], metric: str, title: str) -
             shape=alt.Shape("m_name:N", title=None, scale=Scale(domain=names, range=[each for _, each in looks])),
             tooltip=[
                 Tooltip("i:O", title="client"),
+                *([Tooltip("o:N", title="origin")] if origins else []),
                 Tooltip("m_name:N", title="model"),
                 Tooltip("v:Q", title=label(metric), format=".1~%" if share else ".4~g"),
             ],

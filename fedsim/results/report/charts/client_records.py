@@ -10,6 +10,7 @@ import pandas as pd
 from fedsim.results.example_counts import targets_per_example
 from fedsim.results.report.charts.compact import thinned
 from fedsim.results.report.comparing.pairs import Baseline
+from fedsim.results.report.drawing.style import short
 from fedsim.results.result import Result
 
 MOST_POINTS = 3_000  # clients of all runs together
@@ -26,7 +27,7 @@ class ClientRecords:
     points
         Columns ``k`` number of the client, ``g`` of the group, ``s`` seed, ``i`` index of the client, ``n`` training
         examples, ``h`` entropy of its labels in nats, ``v`` value, ``d`` gain over the baseline (NaN if there is none),
-        ``t`` test examples, ``j`` number of its labels.
+        ``t`` test examples, ``j`` number of its labels; ``o`` name of its origin, where clients of a run have one.
     curves
         Values by round of each ``k``, in the order of ``rounds``.
     labels
@@ -79,7 +80,7 @@ def client_records(
         )
         by_round.append(values.reindex(table["i"]).set_axis(table["k"], axis=0))
         start += len(table)
-    points = pd.concat(tables, ignore_index=True)
+    points = pd.concat(tables, ignore_index=True).fillna({"o": ""})
     rounds = thinned(
         [int(each) for values in by_round for each in values.columns], max(2, MOST_VALUES // max(1, len(points)))
     )
@@ -111,7 +112,8 @@ def _of_run(result: Result, baseline: Baseline | None, metric: str) -> pd.DataFr
     partner = baseline.partner(result) if baseline else None
     is_other = partner is not None and partner is not result
     gains = own - partner.by_client("personalised", metric).astype(float) if partner is not None and is_other else None
-    clients = own.index.astype(int)
+    clients, origins = own.index.astype(int), result.heterogeneity.origins
+    named = {"o": [short(origins[client]) for client in clients]} if origins else {}
     return pd.DataFrame(
         {
             "i": clients,
@@ -120,6 +122,7 @@ def _of_run(result: Result, baseline: Baseline | None, metric: str) -> pd.DataFr
             "v": own.to_numpy(),
             "d": np.nan if gains is None else gains.reindex(own.index).to_numpy(),
             "t": tested.reindex(own.index).to_numpy(dtype=float) / (targets_per_example(result) or 1),
+            **named,
         }
     )
 

@@ -76,7 +76,7 @@ def _scatter(
         x=f"against == '{SIZE}' ? datum.n : datum.h", y=f"{scale} * datum.{'d' if over else 'v'}"
     )
     title, several = _title(metric, over, groups), len(situations) > 1
-    tooltip = _tooltip(metric, title if over else "", several=several)
+    tooltip = _tooltip(metric, title if over else "", several=several, named="o" in points)
     shape = alt.Shape("z_name:N", sort=situations, legend=Legend(title=None, symbolFillColor=MIDDLE))
     dots = (
         base.transform_filter(isolated)  # what is only pale would still be in front of others
@@ -103,7 +103,7 @@ def _scatter(
     return alt.layer(*layers, width=WIDTH, height=HEIGHT)
 
 
-def _tooltip(metric: str, gain: str, *, several: bool) -> list[Tooltip]:
+def _tooltip(metric: str, gain: str, *, several: bool, named: bool) -> list[Tooltip]:
     """Return the lines of a client's tooltip.
 
     Parameters
@@ -112,9 +112,12 @@ def _tooltip(metric: str, gain: str, *, several: bool) -> list[Tooltip]:
         What the vertical axis shows, where it is a gain.
     several
         Whether there are several settings.
+    named
+        Whether origins of clients have names.
     """
     return [
         Tooltip("i:Q", title="client"),
+        *([Tooltip("o:N", title="origin")] if named else []),
         Tooltip("m_name:N", title="strategy"),
         *([Tooltip("z_name:N", title="setting")] if several else []),
         Tooltip("s:Q", title="seed"),

@@ -29,6 +29,10 @@ def _bubbles(measured: Heterogeneity) -> alt.VConcatChart:
     held = pd.DataFrame({"i": owners, "l": counts.labels.astype(int), "c": counts.counts.astype(int)})
     classes = distinct(measured.classes)
     sizes = pd.DataFrame({"i": range(len(measured)), "n": measured.sizes.astype(int)})
+    origins, origin = distinct(measured.origins), list[Tooltip]()
+    if origins:
+        held, sizes = held.assign(o=[origins[client] for client in owners]), sizes.assign(o=origins)
+        origin = [Tooltip("o:N", title="origin")]
     clients = list(range(len(measured)))
 
     def x(*, labelled: bool) -> alt.X:
@@ -44,7 +48,7 @@ def _bubbles(measured: Heterogeneity) -> alt.VConcatChart:
         .encode(
             x=x(labelled=False),
             y=alt.Y("n:Q", title="examples", axis=Axis(format="~s", tickCount=4, **room)),
-            tooltip=[client, Tooltip("n:Q", title="examples", format=",d")],
+            tooltip=[client, *origin, Tooltip("n:Q", title="examples", format=",d")],
         )
         .properties(width=WIDTH, height=BAR)
     )
@@ -61,6 +65,7 @@ def _bubbles(measured: Heterogeneity) -> alt.VConcatChart:
             ),
             tooltip=[
                 client,
+                *origin,
                 Tooltip("l_name:N", title="class"),
                 Tooltip("c:Q", title="examples", format=",d"),
             ],

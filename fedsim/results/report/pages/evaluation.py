@@ -44,7 +44,7 @@ def evaluation_sections(result: Result) -> list[Section]:
             f"{name} before and after training on each client",
             text,
             partial(before_and_after, result),
-            before_after_chart(panels, result.main),
+            before_after_chart(panels, result.main, result.heterogeneity.origins),
             how_to_read=how_to_read.OF["evaluation"],
         )
     ]
