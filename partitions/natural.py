@@ -52,7 +52,8 @@ def natural(
     if len(large) < clients:
         raise ValueError(
             f"{clients} clients need as many ids, and column {name!r} has {len(large)} with min_size = {min_size} "
-            "examples or more; use fewer clients or a smaller min_size"
+            "examples or more in the training set, without what test_share sets aside; use fewer clients or a smaller "
+            "min_size"
         )
     chosen = np.sort(rng.choice(large, clients, replace=False))
     used = np.zeros(len(examples), dtype=bool)

@@ -11,6 +11,7 @@ import pandas as pd
 
 MOST_CATEGORIES = 100  # of a column of texts, unless it is named as categorical
 NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}([,.' ]\d{3})+)([,.]\d+)? ?%?")  # as people and spreadsheets write it
+DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T]\d.*)?")
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +57,11 @@ def encoder_of(column: pd.Series, is_categorical: bool, place: Path) -> Encoder:
         raise ValueError(
             f"{place}: column {name!r} has numbers such as {categories[-1]!r} stored as text; store them as numbers "
             "(1234.5), or name the column as categorical"
+        )
+    if not is_categorical and len(categories) > MOST_CATEGORIES and all(map(DATE.fullmatch, categories)):
+        raise ValueError(
+            f"{place}: column {name!r} has dates such as {categories[0]!r}, which are no numbers; store the days since "
+            "one of them, or leave it out by naming the others as columns"
         )
     if not is_categorical and len(categories) > MOST_CATEGORIES:
         raise ValueError(

@@ -26,6 +26,13 @@ PARTS = ("train", "test")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".parquet")
 LISTED = 5
+# For a file with another separator than its suffix says.
+REMEDIES = {
+    ";": "save it with ',' and numbers with a decimal point",
+    "\t": "name the file .tsv",
+    ",": "name the file .csv",
+    "|": "save it with ','",
+}
 NONE = " (in .csv and .tsv, NA and None are no values)"
 logger = logging.getLogger(__name__)
 
@@ -217,7 +224,7 @@ def _origins(place: Path, train: pd.DataFrame, ids: Mapping[str, np.ndarray]) ->
 def _read(file: Path) -> pd.DataFrame:
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file} ends in {file.suffix!r}; give a file that ends in {', '.join(SUFFIXES)}")
-    twice: list[str] = []
+    wrong = ""
     try:
         if file.suffix == ".parquet":
             rows = pd.read_parquet(io.BytesIO(read_bytes(file)))
@@ -225,14 +232,14 @@ def _read(file: Path) -> pd.DataFrame:
             rows = rows.astype(dict.fromkeys(exact, np.float64))
         else:
             text = read_text(file)
-            rows = _from_csv(file, text)
-            twice = _named_twice(text, SEPARATORS[file.suffix])
+            if not (wrong := _wrong_header(text, SEPARATORS[file.suffix])):
+                rows = _from_csv(file, text)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"{file} is damaged or no table ({first_line(error)}); save it again") from error
-    if twice:
-        raise ValueError(f"{file} has two columns named {twice[0]!r}; give each a name of its own")
+    if wrong:
+        raise ValueError(f"{file} has {wrong}")
     return rows.reset_index(drop=True)
 
 
@@ -241,10 +248,13 @@ def _from_csv(file: Path, text: str, as_text: Iterable[str] = ()) -> pd.DataFram
     return pd.read_csv(io.StringIO(text), sep=SEPARATORS[file.suffix], low_memory=False, dtype=types)
 
 
-def _named_twice(text: str, separator: str) -> list[str]:
-    """Return the names that several columns have, of which pandas changes all but the first."""
+def _wrong_header(text: str, separator: str) -> str:
+    """Return two columns of one name, of which pandas changes one, or another separator; empty if all is well."""
     header = next(filter(None, csv.reader(io.StringIO(text), delimiter=separator)), [])
-    return [name for name in header if name and header.count(name) > 1]
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        return f"two columns named {twice[0]!r}; give each a name of its own"
+    other = next((each for each in REMEDIES if len(header) == 1 and each in header[0]), None)
+    return f"{other!r} between its columns, not {separator!r}; {REMEDIES[other]}" if other else ""
 
 
 def _features(rows: pd.DataFrame, others: Sequence[str], place: Path) -> tuple[str, ...]:

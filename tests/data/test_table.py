@@ -343,3 +343,28 @@ def test_digits_that_a_parquet_file_has_as_texts_are_not_guessed(tmp_path: Path)
     with pytest.raises(ValueError, match=r"column 'age' has numbers such as .* stored as text; store them"):
         table(**options)
     assert table(**options, categorical=("age",)).shape == (32,)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "message"),
+    [
+        ("a.csv", ";", "has ';' between its columns, not ','; save it with ','"),
+        ("a.csv", "\t", r"has '\\t' between its columns, not ','; name the file .tsv"),
+        ("a.tsv", ",", r"has ',' between its columns, not '\\t'; name the file .csv"),
+    ],
+)
+def test_another_separator_is_named(tmp_path: Path, name: str, separator: str, message: str) -> None:
+    ROWS.to_csv(tmp_path / name, sep=separator, decimal="." if separator == "," else ",", index=False)
+    with pytest.raises(ValueError, match=message):
+        table(path=str(tmp_path / name), target=("ill",))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("written", ["", "%d.%m.%Y", "%Y/%m/%d %H:%M"])
+def test_dates_are_named(tmp_path: Path, suffix: str, written: str) -> None:
+    days = pd.Series(pd.date_range("2020-01-01", periods=200))
+    rows = pd.DataFrame({"came": days.dt.strftime(written) if written else days, "ill": [0, 1] * 100})
+    path = tmp_path / f"a.{suffix}"
+    rows.to_csv(path, index=False) if suffix == "csv" else rows.to_parquet(path)
+    with pytest.raises(ValueError, match=r"'came' has dates such as '.*', which are no numbers; store the days"):
+        table(path=str(path), target=("ill",))

@@ -382,7 +382,7 @@ def test_the_only_column_need_not_be_named(draw: Draw) -> None:
         ("natural", 8, {"ids": {}}, "the data have no ids"),
         ("natural", 8, {"column": "speaker"}, "columns are: writer, place"),
         ("natural", 8, {"column": ""}, "must name one of the data's 2 id columns"),
-        ("natural", 8, {"min_size": 40}, "has 5 with min_size = 40"),
+        ("natural", 8, {"min_size": 40}, "has 5 with min_size = 40 .* in the training set, without what test_share"),
         ("natural", 8, {"min_size": 0}, "min_size = 0"),
         ("natural", 8, {"ids": {"writer": IDS["writer"] - 1}}, "from -1 to 10 must be from 0"),
         ("domain", 2, {}, "2 clients cannot cover the 3 domains"),
