@@ -166,6 +166,11 @@ class Dataset:
         normalised = normalised.float()
         return channels_last(normalised) if inputs.ndim == 4 else normalised
 
+    @property
+    def is_normalised(self) -> bool:
+        """Whether inputs are normalised by means and deviations, or have been already."""
+        return bool(self.mean) or self.fitted is not None
+
     def fitted_to(self, positions: np.ndarray) -> Self:
         """Return the data set normalised by the statistics of some training examples only, unless others are given."""
         if self.fitted != (self.mean, self.std):
@@ -176,7 +181,7 @@ class Dataset:
             return found
         # Once normalised, they need no more than float32, which is all that some devices have.
         parts = (replace(part, inputs=found.normalise(part.inputs)) for part in (self.train, self.test))
-        return replace(found, train=next(parts), test=next(parts), mean=(), std=(), scale=1.0, fitted=None)
+        return replace(found, train=next(parts), test=next(parts), mean=(), std=(), scale=1.0)
 
     def to(self, device: torch.device) -> Self:
         """Return the data set with its tensors on ``device``."""

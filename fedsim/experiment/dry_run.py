@@ -8,6 +8,7 @@ from typing import TypeVar
 from fedsim.analysis.suite import MEASURES
 from fedsim.config import Config
 from fedsim.config.content import describe_files
+from fedsim.data import Dataset
 from fedsim.data.heterogeneity import of_origin
 from fedsim.experiment.injected import describe_faults
 from fedsim.experiment.local_training import describe_training, training_notes
@@ -16,6 +17,7 @@ from fedsim.experiment.measuring.evaluation_cost import evaluation_cost
 from fedsim.experiment.planning.traffic import PlannedTraffic, counted_rounds, may_send_sets, planned_traffic
 from fedsim.experiment.predictions import predictions_note
 from fedsim.experiment.run import prepare
+from fedsim.experiment.task_checks import scale_notes
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.federation import Federation
 from fedsim.federation.participants import participants, unseen
@@ -74,14 +76,26 @@ def _layers(federation: Federation) -> Iterator[str]:
 
 
 def _task(federation: Federation) -> Iterator[str]:
-    """Describe what is learnt, by which loss, and what is measured."""
+    """Describe what models get and learn, by which loss, and what is measured."""
     loss, dataset = federation.objective, federation.data.dataset
     weights = federation.config.loss.class_weights
     weighted = f", class weights {'given' if isinstance(weights, tuple) else weights}" if weights != "none" else ""
     said = "" if federation.config.data.task != "auto" else ", as the targets show"
     outputs = f"{how_many(dataset.outputs, 'output')} of the model"
+    yield f"inputs: {' x '.join(map(str, dataset.shape))}, {_normalisation(dataset)}"
     yield f"{dataset.task}{said}: {outputs}, loss {loss.name}{weighted}"
+    yield from scale_notes(federation)
     yield f"metrics: {', '.join((LOSS, federation.task.main, *federation.metrics))}"
+
+
+def _normalisation(dataset: Dataset) -> str:
+    if dataset.tokens:
+        return f"tokens, of {dataset.tokens:,} different ones"
+    if not dataset.is_normalised:
+        return "not normalised"
+    if len(dataset.mean) == 1 < dataset.shape[0]:
+        return "normalised by one mean and deviation"
+    return f"normalised per {'feature' if len(dataset.shape) == 1 else 'channel'} ({dataset.shape[0]})"
 
 
 def _clients(federation: Federation) -> Iterator[str]:

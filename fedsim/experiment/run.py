@@ -15,7 +15,7 @@ from fedsim.config import Config, EngineConfig, making
 from fedsim.config.choices import custom_names, method_name
 from fedsim.config.content import counted_files
 from fedsim.console import PlainFormatter
-from fedsim.errors import ConfigError, RunError, in_code_of_the_user
+from fedsim.errors import ClientError, ConfigError, RunError, in_code_of_the_user
 from fedsim.experiment.beginning import beginning_of, open_folder
 from fedsim.experiment.checkpoints import UNREADABLE, Checkpoints
 from fedsim.experiment.local_training import check_training, training_notes
@@ -23,7 +23,7 @@ from fedsim.experiment.measuring.checks import check_examples, check_groups, che
 from fedsim.experiment.measuring.wanted import check_wanted
 from fedsim.experiment.predictions import predictions_note, write_predictions
 from fedsim.experiment.rounds import Rounds, RoundSummary
-from fedsim.experiment.task_checks import check_task
+from fedsim.experiment.task_checks import check_task, scale_notes
 from fedsim.federation.client.app import READ_BY_WORKERS, app_of, client_app
 from fedsim.federation.client.fine_tuning import fine_tuned_layers
 from fedsim.federation.engines import make_engine
@@ -81,7 +81,11 @@ def _prepared(config: Config) -> Parts:
         raise ConfigError(f"engine.gpus_per_worker = {wanted} but this machine has no GPU; use 0")
     if isinstance(config.engine.cohort, int) and config.engine.cohort > 1:
         inputs, targets = federation.data.client(0).train
-        if problem := cohort_problem(federation.model(), inputs, targets, federation.objective_of(targets)):
+        try:
+            problem = cohort_problem(federation.model(), inputs, targets, federation.objective_of(targets))
+        except ClientError as error:
+            raise ConfigError(f"model.name = {config.model.name!r}: {error}") from error
+        if problem:
             raise ConfigError(f"engine.cohort = {config.engine.cohort}: {problem}; use 1")
     return federation, strategy
 
@@ -166,7 +170,7 @@ def _run_rounds(
 ) -> None:
     config, done = federation.config, server_rounds.start - 1
     make_app = app_maker(federation, folder.read_env()["cohort"])
-    for note in (*training_notes(federation, strategy), *predictions_note(federation)):
+    for note in (*scale_notes(federation), *training_notes(federation, strategy), *predictions_note(federation)):
         logger.warning(note)
     shared = federation.shared_parts() if config.engine.name == "ray" else None
     # Clients of this process set the global streams, which the user's program may draw from too.

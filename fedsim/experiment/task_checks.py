@@ -1,13 +1,23 @@
 """Checks that what an experiment asks for goes with what its models learn."""
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 from torch import nn
 
-from fedsim.config.choices import method_name
+from fedsim.config.choices import CATALOGUES, method_name
+from fedsim.data.dataset import channel_statistics
 from fedsim.errors import ConfigError
 from fedsim.federation.federation import Federation
+from fedsim.shortening import cut
 from fedsim.strategy import Strategy
 from fedsim.training.evaluation import cross_entropies
 from fedsim.training.metrics import MAIN, METRICS, OWN_NAME, meant, metric_of
+from fedsim.training.tasks import LOSSES
+
+LONGEST = 16  # letters of the name of a target
+FACTOR = 10  # between deviations of targets and 1, between two of them, and between a mean and its deviation
 
 
 def check_task(federation: Federation, strategy: Strategy) -> None:
@@ -45,6 +55,44 @@ def check_task(federation: Federation, strategy: Strategy) -> None:
             )
         if config.loss.class_weights != "none":
             raise ConfigError(f"{where} without weights, and loss.class_weights is set; leave it out")
+
+
+def scale_notes(federation: Federation) -> Iterator[str]:
+    """Yield which numbers to predict have a scale that training diverges with, or learns little of.
+
+    Those of an image, as an autoencoder predicts it, have one scale per channel, as inputs do.
+    """
+    dataset, loss = federation.data.dataset, federation.objective
+    if federation.task.name != "regression" or loss.name not in LOSSES:
+        return
+    targets = dataset.train.targets
+    columns = dataset.shape[0] if dataset.outputs == math.prod(dataset.shape) else dataset.outputs
+    values = targets.reshape(len(targets), columns, -1)
+    varies = (values.amax((0, 2)) > values.amin((0, 2))).cpu().numpy()
+    places = np.flatnonzero(varies)
+    if not len(places):
+        return
+    mean, std = (np.array(each)[places] for each in channel_statistics(values, 1.0, dataset.trainable))
+    low, high, far = int(std.argmin()), int(std.argmax()), int((abs(mean) / std).argmax())
+    if max(1, std[high]) > FACTOR * min(1, std[low]):
+        shown = sorted({low, high})
+    elif abs(mean[far]) > FACTOR * std[far]:
+        shown = [far]
+    else:
+        return
+    names = _target_names(federation, columns)
+    yield (
+        f"{', '.join(f'{names[places[k]]} is {mean[k]:.2g} ± {std[k]:.2g}' for k in shown)}: training may diverge "
+        f"unless all are about 0 ± 1, within {FACTOR} times; give (target - mean) / deviation, and metrics are in "
+        "deviations"
+    )
+
+
+def _target_names(federation: Federation, columns: int) -> list[str]:
+    """Return what the data's option names as the targets, or their numbers."""
+    given = CATALOGUES["data"].options(federation.config.data).get("target", ())
+    names = [given] if isinstance(given, str) else given
+    return [f"target {cut(names[k], LONGEST)!r}" if len(names) == columns else f"target {k}" for k in range(columns)]
 
 
 def _check_neighbours(federation: Federation) -> None:

@@ -115,9 +115,11 @@ def _check_weights(config: Config, dataset: Dataset, loss: Loss) -> None:
         return
     setting = f"loss.class_weights = {as_toml(list(weights) if isinstance(weights, tuple) else weights)}"
     if not TASKS[dataset.task].has_classes or loss.name not in WEIGHTED:
+        several = dataset.task == "multi-label" and loss.name in LOSSES
+        remedy = "use a custom loss with pos_weight (docs/tasks.md)" if several else "leave it out"
         raise ConfigError(
             f"{setting} needs classes and cross-entropy, and the task is {dataset.task!r} with the loss {loss.name!r}; "
-            "leave it out"
+            f"{remedy}"
         )
     if isinstance(weights, tuple) and len(weights) != len(dataset.classes):
         raise ConfigError(

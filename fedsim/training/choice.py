@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import error_line
+from fedsim.errors import ClientError, error_line
 from fedsim.models.copies import copy_of
 from fedsim.models.params import Params, load_state_, moves, state_of
 from fedsim.training.augmentation import Augmentation
@@ -35,6 +35,11 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor, objective:
         A few training examples, on the model's device; the model itself does not change.
     objective
         The loss of the run.
+
+    Raises
+    ------
+    ClientError
+        If its loss has no gradient, so that it cannot be trained alone either.
     """
     if objective.of_batch:
         return "the loss of an example depends on the others of its mini-batch"
@@ -53,6 +58,8 @@ def cohort_problem(model: nn.Module, inputs: Tensor, targets: Tensor, objective:
             # No tighter, because statistics over two examples can amplify rounding.
             if _distance(result, state_of(model)) > 0.05 * _distance(params, state_of(model)):
                 return "a step in a cohort has another effect than alone"
+    except ClientError:
+        raise
     except Exception as error:  # a model that does not expect the tensors of many clients may raise anything
         return error_line(error)
     return None
@@ -103,11 +110,7 @@ def choose_cohort(
         if device.type != "cuda":
             return 1
         gauge = _CudaGauge(device)
-    if (
-        len(tasks) < 2
-        or callable(settings.optimizer)
-        or cohort_problem(model, tasks[0].inputs, tasks[0].targets, tasks[0].ruled.training_loss)
-    ):
+    if len(tasks) < 2 or callable(settings.optimizer) or not _is_cohort(model, tasks[0]):
         return 1
     short = LocalPlan((replace(plan.phases[0], epochs=None, steps=MEASURED_STEPS),))
     tasks = sorted(tasks, key=lambda task: -len(task.targets))  # the largest need the most memory
@@ -138,6 +141,13 @@ def choose_cohort(
     except torch.OutOfMemoryError:
         return 1
     return clients if faster else 1
+
+
+def _is_cohort(model: nn.Module, task: LocalTask) -> bool:
+    try:
+        return cohort_problem(model, task.inputs, task.targets, task.ruled.training_loss) is None
+    except ClientError:  # which a client reports as it trains
+        return False
 
 
 class _CudaGauge:

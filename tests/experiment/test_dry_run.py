@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,3 +62,23 @@ def test_where_all_clients_train_two_rounds_tell_the_bytes_of_all(
     about = describe_run(config)
     assert "bytes down, as in round 2" in about
     assert re.search(line, about).groups() == exact
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        (np.arange(60 * 8 * 3.0).reshape(60, 8, 3) % 7, {}, "8 x 3, normalised per channel (8)"),
+        (np.arange(60 * 8 * 3.0).reshape(60, 8, 3) % 7, {"channels": "last"}, "3 x 8, normalised per channel (3)"),
+        (np.arange(60 * 5.0).reshape(60, 5) % 7, {}, "5, normalised per feature (5)"),  # of float64, once and for all
+        (np.arange(60 * 5).reshape(60, 5) % 7, {}, "5, tokens, of 7 different ones"),
+    ],
+)
+def test_the_shape_of_inputs_and_what_is_normalised_are_shown(
+    values: np.ndarray, options: dict[str, str], expected: str, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    labels = np.arange(60) % 2
+    np.savez(tmp_path / "a.npz", train_inputs=values, train_targets=labels, test_inputs=values, test_targets=labels)
+    model = {"name": "text-cnn" if values.dtype == np.int64 else "mlp"}
+    data = {"name": "arrays", "path": str(tmp_path / "a.npz"), **options}
+    shown = describe_run(tiny(data=data, partition={"scheme": "iid"}, model=model, barriers__every=0))
+    assert f"\ninputs: {expected}\n" in shown

@@ -171,6 +171,37 @@ def test_a_resumed_run_of_a_custom_loss_has_the_same_bytes(
     assert run_files(folder) == run_files(whole)
 
 
+def test_a_custom_loss_weighs_several_labels(
+    on: Tiny, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/tasks.md").read_text()
+    [code] = re.findall(r"```python\n(# my_loss.py.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "my_weights.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"loss": {"name": "my_weights:weighted", "pos_weight": [2.0, 5.0]}, "barriers__every": 0}
+    folders = [play(on("multi-label", **changes, engine__cohort=cohort), f"of{cohort}") for cohort in (1, 2)]
+    for one, other in zip(*map(rows, folders), strict=True):
+        assert one["value"] == pytest.approx(other["value"], rel=1e-4)
+    federation = federation_of(on("multi-label", **changes))
+    outputs, targets = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[1.0, 0.0]] * 6)
+    log_of = torch.nn.functional.logsigmoid
+    expected = -(torch.tensor([2.0, 5.0]) * targets * log_of(outputs) + (1 - targets) * log_of(-outputs)).mean(1)
+    torch.testing.assert_close(federation.objective.of_targets(outputs, targets), expected)
+
+
+def test_a_model_without_a_gradient_is_named_where_a_cohort_is_asked_for(
+    on: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "detached.py").write_text(
+        "import torch\n\n\nclass Model(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x).detach()\n\n\ndef model(shape, classes):\n"
+        "    return Model(shape[0], classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model.name = 'detached:model': .* without a gradient, .* from its code$"):
+        experiment.prepare(on("classification", model={"name": "detached:model"}, engine__cohort=2))
+
+
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
@@ -187,7 +218,7 @@ def test_a_resumed_run_of_a_custom_loss_has_the_same_bytes(
             "loss.name = 'cross-entropy' does not fit the task",
         ),
         ("binary", {"loss": {"class_weights": [1.0]}}, r"class_weights = \[1.0\] has 1 numbers, and .* has 2 classes"),
-        ("multi-label", {"loss": {"class_weights": "balanced"}}, "needs classes and cross-entropy, and the task is"),
+        ("multi-label", {"loss": {"class_weights": "balanced"}}, "needs classes .*; use a custom loss with pos_weight"),
         ("binary", {"barriers__measures": ["similarity"]}, "'similarity', which compares most likely classes"),
         ("binary", {"barriers__measures": ["calibrated"]}, "'calibrated', which is defined for cross-entropy over"),
         ("regression", {"strategy": {"name": "fedrod"}}, "'FedRoD' is defined for cross-entropy over classes"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from fedsim.errors import ClientError
 from fedsim.models.architectures.gpt import gpt
 from fedsim.models.params import Params, load_state_, state_of
 from fedsim.training import (
@@ -337,3 +338,12 @@ def test_a_cohort_that_runs_out_of_memory_is_not_chosen() -> None:
 
     model = perceptron()
     assert choose_cohort(model, vectors(model, 5, 9), WHOLE, NESTEROV, gauge=FedAvg(1.0, 0.1, 1000)) == 1
+
+
+def test_a_model_without_a_gradient_is_not_only_no_cohort() -> None:
+    model = perceptron()
+    model.register_forward_hook(lambda module, given, outputs: outputs.detach())
+    tasks = vectors(model, 5, 9)
+    with pytest.raises(ClientError, match="gives a loss without a gradient"):
+        cohort_problem(model, tasks[0].inputs, tasks[0].targets)
+    assert choose_cohort(model, tasks, WHOLE, NESTEROV, gauge=FakeGauge(1.0, 0.1, 1000)) == 1
