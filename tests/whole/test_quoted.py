@@ -525,6 +525,10 @@ def test_what_barrier_mix_gains_with_a_resnet() -> None:
     values = [abs(value) for value in quoted("at_passes", "FedDBE", "FedPer")] + quoted("at_passes", "local")
     text = "`barrier_mix` is {} ± {} points below FedDBE, {} ± {} below FedPer, and level with local training ({} ± {}"
     assert_quoted(SHARING, text, *values)
+    first = pd.concat([read(f"sharing/{name}.csv") for name in ("resnet", "resnet_others")]).set_index("method")
+    names = ("FedALA", "FedRep(head_epochs=1)", "barrier_mix(personal_epochs=2)", "FedPer")
+    text = "{} and {} % personalised, where `barrier_mix` has {} and FedPer {} %"
+    assert_quoted(SHARING, text, *(100 * first["personalised"][list(names)]))
 
 
 @pytest.mark.parametrize(
