@@ -162,11 +162,12 @@ def explain_rule(problem: Mapping[str, Any], record: type[BaseModel] | None = No
     record
         The options that were checked: then the rule holds all bounds of the option, and what it is.
     """
+    given = problem["input"]
     rules = {
         "dict_type": "must be a table, as in [sweep] with seed = [0, 1]",
         "model_type": "must be a table, as in [local] with lr = 0.1",
         "too_short": "must have at least one value",
-        "tuple_type": "must be a list, such as [1, 2]",
+        "tuple_type": f"must be a list, such as {as_toml([given] if isinstance(given, str | int | float) else [1, 2])}",
         "missing": "must have more values",
     }
     text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should ", "must ", 1)
@@ -175,7 +176,7 @@ def explain_rule(problem: Mapping[str, Any], record: type[BaseModel] | None = No
     if field and problem["type"] in BOUNDS:
         text = range_of(field.metadata) or text
     text = rules.get(problem["type"]) or text
-    if isinstance(problem["input"], list) and problem["type"] in SINGLE:
+    if isinstance(given, list) and problem["type"] in SINGLE:
         text += "; to run each of several values, list them in [sweep]"
     return f"{text} ({field.description.rstrip('.')})" if field and field.description else text
 

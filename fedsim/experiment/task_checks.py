@@ -82,9 +82,8 @@ def scale_notes(federation: Federation) -> Iterator[str]:
         return
     names = _target_names(federation, columns)
     yield (
-        f"{', '.join(f'{names[places[k]]} is {mean[k]:.2g} ± {std[k]:.2g}' for k in shown)}: training may diverge "
-        f"unless all are about 0 ± 1, within {FACTOR} times; give (target - mean) / deviation, and metrics are in "
-        "deviations"
+        f"{', '.join(f'{names[places[k]]} is {mean[k]:.3g} ± {std[k]:.3g}' for k in shown)}: training may diverge "
+        "with targets so far from 0 ± 1; give (target - mean) / deviation, and metrics are in deviations"
     )
 
 

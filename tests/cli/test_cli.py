@@ -72,7 +72,7 @@ MISTAKES = {
         ["--set", 'partition={scheme="dirichlet", aplha=1.0}'],
         "unknown key 'partition.aplha' for 'dirichlet'; did you mean 'alpha'",
     ),
-    "no list": (["--set", "model.hidden=3"], r"model.hidden = 3: must be a list, such as \[1, 2\]"),
+    "no list": (["--set", "model.hidden=3"], r"model.hidden = 3: must be a list, such as \[3\]"),
     "too short a list": (["--set", 'data={name="toy", shape=[3, 16]}'], "data.shape.2 = .*must have more values"),
     "missing option": (["--set", 'partition={scheme="dirichlet"}'], "'partition.alpha' is missing"),
     "wrong type": (["--set", 'rounds="ten"'], 'rounds = "ten": .*valid integer'),
