@@ -109,8 +109,12 @@ if __name__ == "__main__":
 def test_an_interrupt_while_processes_start_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     # To this thread, which blocks it: another thread may take one for the process a moment too late.
     monkeypatch.setattr(forkserver, "ensure_running", lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        start_server([])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_server([])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
