@@ -157,7 +157,7 @@ def test_a_cluster_of_other_machines_is_refused_at_once(monkeypatch: pytest.Monk
     check_reachable(settings)
     monkeypatch.setattr(reaching, "find_node_ids", lambda: {"0" * 56})  # another cluster's
     with pytest.raises(
-        ConfigError, match=r"^engine\.address = .*\(this machine is none of that cluster; run `ray start"
+        ConfigError, match=r"^engine\.address = .*\(this machine is not part of that cluster; run `ray start"
     ):
         check_reachable(settings)
 

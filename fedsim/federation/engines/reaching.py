@@ -36,7 +36,7 @@ def check_answers(address: str) -> None:
         _ask(address.removeprefix(CLIENT), lambda channel: grpc.channel_ready_future(channel).result(ANSWER_SECONDS))
     elif not {node.node_id.hex() for node in _alive_at(address)} & find_node_ids():
         raise ConnectionError(
-            "this machine is none of that cluster; run `ray start --address=...` here first, or fedsim on one that is"
+            "this machine is not part of that cluster; run `ray start --address=...` here, or fedsim on one that is"
         )
 
 

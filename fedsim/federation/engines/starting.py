@@ -34,7 +34,7 @@ def check_cluster(address: str) -> None:
     Raises
     ------
     ConfigError
-        If there is none at the address, or this machine is none of it.
+        If there is none at the address, or this machine is not part of it.
     """
     with _reaching(address):
         check_answers(address)
