@@ -21,7 +21,8 @@ def origins_of(clients: Partition, dataset: Dataset, settings: PartitionConfig) 
     options = CATALOGUES["partitions"].options(settings)
     given = [options[name] for name in GIVEN if isinstance(options.get(name), str) and options[name]]
     owners = np.repeat(np.arange(len(clients)), clients.sizes)
-    best, most = tuple[str, ...](), 0 if given else 1  # one origin of all clients tells none apart
+    best: tuple[str, ...] = ()
+    most = 0 if given else 1  # an origin that all clients share does not distinguish them
     for column in given or dataset.origins:
         if column not in dataset.origins:
             continue

@@ -42,6 +42,17 @@ def app_of(answer: Callable[[int, RecordDict], object], app: ClientApp | None = 
     return app
 
 
+def cohort_app(cohort: int, together: Callable[[list[tuple[Message, Context]]], list[RecordDict]]) -> CohortApp:
+    """Return an app whose clients answer alone as a cohort of one does."""
+    app = CohortApp(cohort, together)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(together([(message, context)])[0], reply_to=message)
+
+    return app
+
+
 def ask(engine: LocalEngine, clients: range) -> list[float | str]:
     """Return what each client has counted, or why it has not answered, in the order of the clients."""
     replies = list(engine.send_and_receive([Message(RecordDict(), k, MessageType.TRAIN) for k in clients]))
@@ -199,18 +210,9 @@ def test_a_cohort_that_fails_is_tried_client_by_client() -> None:
             raise ValueError("client 2 has no luck")  # here
         return [RecordDict({"metrics": MetricRecord({"count": 10.0})}) for _ in requests]
 
-    def make() -> CohortApp:
-        app = CohortApp(3, together)
-
-        @app.train()
-        def train(message: Message, context: Context) -> Message:
-            return Message(together([(message, context)])[0], reply_to=message)
-
-        return app
-
     line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("  # here"))
     place = f"test_local_engine.py, line {line}"
-    with LocalEngine(make, 7, workers=1) as engine:
+    with LocalEngine(partial(cohort_app, 3, together), 7, workers=1) as engine:
         assert ask(engine, range(7)) == [10, 10, f"ValueError: client 2 has no luck ({place})", 10, 10, 10, 10]
     assert tried == [[0, 1, 2], [0], [1], [2], [3, 4, 5], [6]]
 
@@ -221,16 +223,7 @@ def test_clients_that_fail_only_together_are_a_warning_once(caplog: pytest.LogCa
             raise RuntimeError("vmap: it looks like you are calling .item()")
         return [RecordDict({"metrics": MetricRecord({"count": 10.0})})]
 
-    def make() -> CohortApp:
-        app = CohortApp(2, together)
-
-        @app.train()
-        def train(message: Message, context: Context) -> Message:
-            return Message(together([(message, context)])[0], reply_to=message)
-
-        return app
-
-    with LocalEngine(make, 4, workers=1) as engine:
+    with LocalEngine(partial(cohort_app, 2, together), 4, workers=1) as engine:
         assert ask(engine, range(4)) == ask(engine, range(4)) == [10] * 4
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.startswith("clients fail together but not alone (RuntimeError: vmap: it looks like")
